@@ -1,0 +1,323 @@
+"""WKV-7 in chunks: pure PyTorch matrix products on any device, with a closed-form backward.
+
+Within a chunk of c steps the recurrence is a lower-triangular system; only the state passed from chunk to
+chunk is sequential. With G the inclusive cumulative sum of log_w, E = G - log_w and S the chunk's first state,
+
+    rh = r e^G, ah = a e^E, kh = k e^-G, bh = b e^-G          (queries and keys, scaled to the chunk's start)
+    A_rk = tril(rh kh'), A_rb = tril(rh bh'), A_ak = stril(ah kh'), A_ab = stril(ah bh')
+    U = (I - A_ab)^-1 (ah S' + A_ak v)                          (U_t = S_{t-1} a_t, what each step removes)
+    S_next = S diag(e^Gc) + U' bt + v' kt,   bt = bh e^Gc, kt = kh e^Gc
+    Y = rh S' + A_rb U + A_rk v
+
+(' is the transpose). RWKV-7's decay is bounded, log_w >= -e^-0.5, so that e^-G <= e^19.5 at c = 32: float32
+needs no offset and no sub-chunks. Stored for the backward: S per chunk, U and the inverse; the rest is made
+anew. A sequence that fits one chunk never forms a V x K state unless one comes in or is asked for.
+
+The structure is that of flash-linear-attention's ``ops/generalized_delta_rule/dplr``; the backward and the
+treatment of ``reset`` are derived in ``docs/wkv7.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CHUNK = 32  # measured optimum on CPUs; also the longest sequence that takes the one-chunk path
+
+
+class _Layout(NamedTuple):
+    """How (B, T, H, D) is cut: `count` chunks of `size` steps, the last one padded with neutral steps."""
+
+    batch: int
+    steps: int
+    heads: int
+    count: int
+    size: int
+
+    @classmethod
+    def of(cls, r: Tensor) -> _Layout:
+        batch, steps, heads, _ = r.shape
+        count = math.ceil(steps / CHUNK)
+        # Equal chunks, rounded to 4 for vector units: 196 steps become 7 x 28 and pad nothing.
+        size = steps if count == 1 else math.ceil(steps / count / 4) * 4
+        return cls(batch, steps, heads, math.ceil(steps / size), size)
+
+    def cut(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """(B, T, H, D) -> (count, B*H, size, D), contiguous, zeros at the end."""
+        x = F.pad(x.to(dtype), (0, 0, 0, 0, 0, self.count * self.size - self.steps))
+        x = x.reshape(self.batch, self.count, self.size, self.heads, -1)
+        return x.permute(1, 0, 3, 2, 4).reshape(self.count, self.batch * self.heads, self.size, -1)
+
+    def join(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The inverse of :meth:`cut`."""
+        x = x.reshape(self.count, self.batch, self.heads, self.size, -1).permute(1, 0, 3, 2, 4)
+        x = x.reshape(self.batch, self.count * self.size, self.heads, -1)[:, : self.steps]
+        return x.to(dtype, memory_format=torch.contiguous_format, copy=True)
+
+
+class _Segments(NamedTuple):
+    """What `reset` blocks: pairs of steps, reads of the incoming state, writes to the outgoing one, its passage."""
+
+    pairs: Tensor  # (count, B*H, 2 size, 2 size)
+    first: Tensor  # (count, B*H, size, 1)
+    last: Tensor  # (count, B*H, size, 1)
+    whole: Tensor  # (count, B*H, 1, 1)
+
+    @classmethod
+    def of(cls, reset: Tensor, layout: _Layout, dtype: torch.dtype) -> _Segments:
+        marks = reset[:, :, None, None].expand(-1, -1, layout.heads, 1)
+        number = layout.cut(marks, dtype).cumsum(dim=2)
+        final = number[:, :, -1:]
+        pairs = (number == number.mT).to(dtype).repeat(1, 1, 2, 2)
+        return cls(pairs, (number == 0).to(dtype), (number == final).to(dtype), (final == 0).to(dtype))
+
+
+class _Chunks(NamedTuple):
+    """One call's inputs, cut and scaled; every tensor (count, B*H, rows, columns)."""
+
+    v: Tensor
+    up: Tensor  # e^G, scales r
+    up_before: Tensor  # e^E, scales a
+    down: Tensor  # e^-G, scales k and b
+    queries: Tensor  # [rh; ah]
+    keys: Tensor  # [kh; bh]
+    queries_in: Tensor  # as queries, rows that a reset cuts off from the incoming state zeroed
+    keys_out: Tensor  # [kt; bt], rows that a reset cuts off from the outgoing state zeroed
+    pass_on: Tensor  # e^Gc, or 0 where a reset lies in the chunk: (count, B*H, 1, K)
+    to_end: Tensor  # e^Gc masked as keys_out, (count, B*H, 1 or 2 size, K)
+    mask: Tensor  # which entries of queries keys' exist, (..., 2 size, 2 size)
+    reads: Tensor | None  # rows of queries_in that read, (count, B*H, 2 size, 1)
+
+
+def _prepare(
+    layout: _Layout, r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, reset: Tensor | None
+) -> _Chunks:
+    dtype = torch.float64 if r.dtype == torch.float64 else torch.float32
+    r, log_w, k, v, a, b = (layout.cut(x, dtype) for x in (r, log_w, k, v, a, b))
+    total = log_w.cumsum(dim=2)
+    up, up_before, down = total.exp(), (total - log_w).exp(), (-total).exp()
+    end = up[:, :, -1:]
+    queries = torch.cat((r * up, a * up_before), dim=2)
+    keys = torch.cat((k * down, b * down), dim=2)
+    ones = r.new_ones(layout.size, layout.size)
+    lower, strict = ones.tril(), ones.tril(-1)
+    mask = torch.cat((torch.cat((lower, lower), 1), torch.cat((strict, strict), 1)), 0)
+    if reset is None:
+        return _Chunks(v, up, up_before, down, queries, keys, queries, keys * end, end, end, mask, None)
+    segments = _Segments.of(reset, layout, dtype)
+    reads, to_end = segments.first.repeat(1, 1, 2, 1), end * segments.last.repeat(1, 1, 2, 1)
+    return _Chunks(
+        v, up, up_before, down, queries, keys, queries * reads, keys * to_end,
+        end * segments.whole, to_end, mask * segments.pairs, reads,
+    )  # fmt: skip
+
+
+def _forward(
+    r: Tensor,
+    log_w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state: Tensor | None,
+    reset: Tensor | None,
+    want_state: bool,
+    want_saved: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """y, final state, and what the backward needs: chunk-start states, U, inverse (empty if not wanted)."""
+    layout = _Layout.of(r)
+    c = _prepare(layout, r, log_w, k, v, a, b, reset)
+    size, rows = layout.size, layout.batch * layout.heads
+    scores = (c.queries @ c.keys.mT).mul_(c.mask)
+    eye = torch.eye(size, dtype=scores.dtype, device=scores.device)
+    inverse = torch.linalg.solve_triangular(
+        eye - scores[:, :, size:, size:], eye.expand(layout.count, rows, size, size), upper=False, unitriangular=True
+    )
+    removed = inverse @ (scores[:, :, size:, :size] @ c.v)
+    reads = inverse @ c.queries_in[:, :, size:]
+
+    has_state = state is not None
+    dim_v, dim_k = c.v.shape[-1], c.queries.shape[-1]
+    states = c.v.new_empty(layout.count, rows, dim_v, dim_k)
+    states[0] = state.reshape(rows, dim_v, dim_k) if state is not None else 0.0
+    final = c.v.new_empty((rows, dim_v, dim_k) if want_state else (0,))
+    for n in range(layout.count):
+        if n or has_state:
+            removed[n].baddbmm_(reads[n], states[n].mT)
+        if n + 1 < layout.count or want_state:
+            following = states[n + 1] if n + 1 < layout.count else final
+            torch.mul(states[n], c.pass_on[n], out=following)
+            following.baddbmm_(c.v[n].mT, c.keys_out[n, :, :size])
+            following.baddbmm_(removed[n].mT, c.keys_out[n, :, size:])
+
+    y = scores[:, :, :size] @ torch.cat((c.v, removed), dim=2)
+    if layout.count > 1 or has_state:
+        y += c.queries_in[:, :, :size] @ states.mT
+    y = layout.join(y, r.dtype)
+    if want_state:
+        final = final.reshape(layout.batch, layout.heads, dim_v, dim_k)
+    if not want_saved:
+        return y, final, states.new_empty(0), states.new_empty(0), states.new_empty(0)
+    return y, final, states, removed, inverse
+
+
+def _backward(
+    dy: Tensor | None,
+    dfinal: Tensor | None,
+    r: Tensor,
+    log_w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    reset: Tensor | None,
+    states: Tensor,
+    removed: Tensor,
+    inverse: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of r, log_w, k, v, a, b and the initial state."""
+    layout = _Layout.of(r)
+    c = _prepare(layout, r, log_w, k, v, a, b, reset)
+    size = layout.size
+    scores = (c.queries @ c.keys.mT).mul_(c.mask)
+    dy_cut = torch.zeros_like(c.v) if dy is None else layout.cut(dy, c.v.dtype)
+
+    # The chunks backwards: dz is the gradient of the triangular system's right-hand side.
+    dz = inverse.mT @ (scores[:, :, :size, size:].mT @ dy_cut)
+    dz_state = inverse.mT @ c.keys_out[:, :, size:]
+    dstates = c.v.new_empty(layout.count + 1, *states.shape[1:])
+    dstates[-1] = 0.0 if dfinal is None else dfinal.reshape(states.shape[1:])
+    for n in reversed(range(layout.count)):
+        dz[n].baddbmm_(dz_state[n], dstates[n + 1].mT)
+        before = torch.mul(dstates[n + 1], c.pass_on[n], out=dstates[n])
+        before.baddbmm_(dy_cut[n].mT, c.queries_in[n, :, :size])
+        before.baddbmm_(dz[n].mT, c.queries_in[n, :, size:])
+    dnext = dstates[1:]
+
+    douts, values = torch.cat((dy_cut, dz), dim=2), torch.cat((c.v, removed), dim=2)
+    dv = scores[:, :, :, :size].mT @ douts
+    dv += c.keys_out[:, :, :size] @ dnext.mT
+    dscores = (douts @ values.mT).mul_(c.mask)
+    dqueries = douts @ states
+    if c.reads is not None:
+        dqueries *= c.reads
+    dqueries += dscores @ c.keys
+    dkeys_out = values @ dnext
+    dkeys = dscores.mT @ c.queries + dkeys_out * c.to_end
+    dr, da = dqueries[:, :, :size] * c.up, dqueries[:, :, size:] * c.up_before
+    dk, db = dkeys[:, :, :size] * c.down, dkeys[:, :, size:] * c.down
+
+    # Decay: x e^G contributes x dx to dG, and so on; dG_t reaches every log_w_s with s <= t.
+    at_e = dqueries[:, :, size:] * c.queries[:, :, size:]
+    at_g = dqueries[:, :, :size] * c.queries[:, :, :size]
+    at_g -= dkeys[:, :, :size] * c.keys[:, :, :size] + dkeys[:, :, size:] * c.keys[:, :, size:]
+    at_end = (c.keys_out * dkeys_out).sum(2, keepdim=True) + c.pass_on * (states * dnext).sum(2, keepdim=True)
+    both = at_g + at_e
+    dlog_w = both.flip(2).cumsum(2).flip(2) - at_e + at_end
+
+    inputs = (r, log_w, k, v, a, b)
+    cut = (dr, dlog_w, dk, dv, da, db)
+    grads = [layout.join(g, x.dtype) for g, x in zip(cut, inputs, strict=True)]
+    shape = (layout.batch, layout.heads, c.v.shape[-1], c.queries.shape[-1])
+    return grads[0], grads[1], grads[2], grads[3], grads[4], grads[5], dstates[0].reshape(shape).clone()
+
+
+@torch.library.custom_op("greylag::wkv7_chunked", mutates_args=())
+def _op(
+    r: Tensor,
+    log_w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state: Tensor | None,
+    reset: Tensor | None,
+    want_state: bool,
+    want_saved: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    with torch.autocast(r.device.type, enabled=False):
+        return _forward(r, log_w, k, v, a, b, state, reset, want_state, want_saved)
+
+
+@_op.register_fake
+def _(r, log_w, k, v, a, b, state, reset, want_state, want_saved):
+    layout = _Layout.of(r)
+    dtype = torch.float64 if r.dtype == torch.float64 else torch.float32
+    dim_k, dim_v, rows = r.shape[-1], v.shape[-1], layout.batch * layout.heads
+
+    def empty(*shape: int) -> Tensor:
+        return r.new_empty(shape, dtype=dtype)
+
+    y = torch.empty(v.shape, dtype=r.dtype, device=v.device)
+    final = empty(layout.batch, layout.heads, dim_v, dim_k) if want_state else empty(0)
+    if not want_saved:
+        return y, final, empty(0), empty(0), empty(0)
+    cut = (layout.count, rows)
+    return (
+        y, final, empty(*cut, dim_v, dim_k), empty(*cut, layout.size, dim_v), empty(*cut, layout.size, layout.size),
+    )  # fmt: skip
+
+
+@torch.library.custom_op("greylag::wkv7_chunked_backward", mutates_args=())
+def _op_backward(
+    dy: Tensor | None,
+    dfinal: Tensor | None,
+    r: Tensor,
+    log_w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    reset: Tensor | None,
+    states: Tensor,
+    removed: Tensor,
+    inverse: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    with torch.autocast(r.device.type, enabled=False):
+        return _backward(dy, dfinal, r, log_w, k, v, a, b, reset, states, removed, inverse)
+
+
+@_op_backward.register_fake
+def _(dy, dfinal, r, log_w, k, v, a, b, reset, states, removed, inverse):
+    grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (r, log_w, k, v, a, b)]
+    batch, _, heads, dim_k = r.shape
+    return (*grads, states.new_empty(batch, heads, v.shape[-1], dim_k))
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    *tensors, state, reset, _, _ = inputs
+    ctx.has_state = state is not None
+    ctx.set_materialize_grads(False)  # else zeros as large as the saved states would be made
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.save_for_backward(*tensors, reset, *output[2:])
+
+
+def _autograd(ctx, dy, dfinal, *_):
+    *inputs, reset, states, removed, inverse = ctx.saved_tensors
+    *grads, dstate = torch.ops.greylag.wkv7_chunked_backward(dy, dfinal, *inputs, reset, states, removed, inverse)
+    return (*grads, dstate if ctx.has_state else None, None, None, None)
+
+
+_op.register_autograd(_autograd, setup_context=_setup_context)
+
+
+def wkv7_chunked(
+    r: Tensor,
+    log_w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state: Tensor | None = None,
+    reset: Tensor | None = None,
+    return_state: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """The chunk form as a custom op; shapes as :func:`core.wkv.wkv7`, state already (B, H, V, K)."""
+    tensors = (r, log_w, k, v, a, b, state)
+    saved = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    y, final, *_ = torch.ops.greylag.wkv7_chunked(r, log_w, k, v, a, b, state, reset, return_state, saved)
+    return y, final if return_state else None

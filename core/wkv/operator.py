@@ -1,0 +1,174 @@
+"""The WKV-7 operator: one function, one convention, several backends.
+
+    S_t = S_{t-1} diag(exp(log_w_t)) + (S_{t-1} a_t) b_t^T + v_t k_t^T,      y_t = S_t r_t
+
+Source: the RWKV-7 paper (arXiv 2503.14456), section 4. Conventions that differ elsewhere and are fixed here:
+``log_w`` is the natural logarithm of the decay (<= 0; RWKV-7's lies in [-e^-0.5, 0]), the state is
+(B, H, V, K) with rows = value, the removal reads the state before decay, and r is not scaled.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from core.wkv import fla
+from core.wkv.chunked import wkv7_chunked
+from core.wkv.reference import wkv7_reference, wkv7_step
+
+ENVIRONMENT = "GREYLAG_WKV"
+
+
+class Backend(NamedTuple):
+    """A way to compute the operator, and the reason why it cannot run here (None: it can)."""
+
+    run: Callable[..., tuple[Tensor, Tensor | None]]
+    unavailable: Callable[[], str | None]
+
+
+BACKENDS: dict[str, Backend] = {
+    "reference": Backend(wkv7_reference, lambda: None),
+    "chunked": Backend(wkv7_chunked, lambda: None),
+    "fla": Backend(fla.wkv7_fla, fla.unavailable),
+}
+_override: list[str] = []  # a stack; a plain list, since torch.compile can guard on it
+
+
+def available_backends() -> dict[str, str | None]:
+    """Name -> None if the backend runs here, else one sentence that says why not."""
+    return {name: backend.unavailable() for name, backend in BACKENDS.items()}
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Use the named backend within the block, process-wide; raises ValueError as :func:`wkv7` does."""
+    _require(name)
+    _override.append(name)
+    try:
+        yield
+    finally:
+        _override.pop()
+
+
+def _require(name: str) -> None:
+    if name not in BACKENDS:
+        raise ValueError(f"unknown WKV backend {name!r}: choose one of {', '.join(BACKENDS)}")
+    reason = BACKENDS[name].unavailable()
+    if reason is not None:
+        raise ValueError(f"the WKV backend {name!r} cannot run here: {reason}")
+
+
+def _choose(r: Tensor, backend: str | None) -> str:
+    name = backend or (_override[-1] if _override else None) or os.environ.get(ENVIRONMENT)
+    if name:
+        _require(name)
+        return name
+    return "fla" if r.is_cuda and BACKENDS["fla"].unavailable() is None else "chunked"
+
+
+def _check(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor) -> None:
+    if r.dim() != 4:
+        raise ValueError(f"r must have shape (batch, time, heads, key dim), got {tuple(r.shape)}")
+    for name, x in (("log_w", log_w), ("k", k), ("a", a), ("b", b)):
+        if x.shape != r.shape:
+            raise ValueError(f"{name} must have r's shape {tuple(r.shape)}, got {tuple(x.shape)}")
+    if v.dim() != 4 or v.shape[:3] != r.shape[:3]:
+        raise ValueError(f"v must have shape {(*r.shape[:3], 'value dim')}, got {tuple(v.shape)}")
+    for name, x in (("r", r), ("log_w", log_w), ("k", k), ("v", v), ("a", a), ("b", b)):
+        if not x.is_floating_point():
+            raise ValueError(f"{name} must be a floating-point tensor, got {x.dtype}")
+        if x.device != r.device:
+            raise ValueError(f"{name} must be on r's device {r.device}, got {x.device}")
+
+
+def _initial(state: Tensor | None, r: Tensor, v: Tensor) -> Tensor | None:
+    """The state as (B, H, V, K) in the compute dtype; one without batch is shared by all rows."""
+    if state is None:
+        return None
+    wanted = (r.shape[0], r.shape[2], v.shape[-1], r.shape[-1])
+    if tuple(state.shape) not in (wanted, wanted[1:]):
+        raise ValueError(
+            f"state must have shape {wanted} (batch, heads, value dim, key dim) or {wanted[1:]}, "
+            f"got {tuple(state.shape)}"
+        )
+    if state.device != r.device:
+        raise ValueError(f"state must be on r's device {r.device}, got {state.device}")
+    return state.to(torch.float64 if r.dtype == torch.float64 else torch.float32).expand(wanted)
+
+
+def _check_reset(reset: Tensor | None, r: Tensor) -> None:
+    if reset is None:
+        return
+    if reset.dtype != torch.bool or reset.shape != r.shape[:2] or reset.device != r.device:
+        raise ValueError(
+            f"reset must be a bool tensor of shape {tuple(r.shape[:2])} (batch, time) on {r.device}, "
+            f"got {reset.dtype} of shape {tuple(reset.shape)} on {reset.device}"
+        )
+
+
+def _single_step(
+    r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor | None,
+    reset: Tensor | None, return_state: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """T = 1, the step of generation: without a state the removal has nothing to remove."""
+    if reset is not None and state is not None:
+        state = state.masked_fill(reset[:, :1, None, None], 0.0)
+    dtype = torch.float64 if r.dtype == torch.float64 else torch.float32
+    with torch.autocast(r.device.type, enabled=False):
+        q, w, key, value, remove, write = (x[:, 0].to(dtype) for x in (r, log_w, k, v, a, b))
+        if state is None:
+            state = value.new_zeros(*value.shape, key.shape[-1])
+        y, state = wkv7_step(q, w, key, value, remove, write, state)
+    return y.unsqueeze(1).to(r.dtype), state if return_state else None
+
+
+def wkv7(
+    r: Tensor,
+    log_w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state: Tensor | None = None,
+    *,
+    reset: Tensor | None = None,
+    return_state: bool = True,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """RWKV-7's generalised delta rule over a batch of sequences, differentiable in every float argument.
+
+    Args:
+        r: receptance, (B, T, H, K), float64, float32, bfloat16 or float16.
+        log_w: natural logarithm of the decay, <= 0, (B, T, H, K); float32 is advised whatever r's dtype.
+            The chunked backends are accurate for RWKV-7's own range, log_w >= -e^-0.5 = -0.6065.
+        k: key, (B, T, H, K).
+        v: value, (B, T, H, V); V may differ from K.
+        a: removal key, (B, T, H, K); ``-kk`` in RWKV-7.
+        b: replacement key, (B, T, H, K); ``kk * iclr`` in RWKV-7.
+        state: (B, H, V, K), or (H, V, K) shared by the batch; zeros if None.
+        reset: bool (B, T); True empties the state before that step (packed sequences, episodes).
+        return_state: False skips the last state update and returns None for it.
+        backend: a name of :func:`available_backends`; None takes the innermost :func:`use_backend`, the
+            environment variable GREYLAG_WKV, or the best one for the device.
+
+    Returns:
+        y (B, T, H, V) in r's dtype, and the final state (B, H, V, K), float32 (float64 for float64 inputs).
+        A step with log_w = k = v = a = b = 0 leaves the state exactly as it was.
+
+    Raises:
+        ValueError: a shape, dtype or device that does not fit, or a backend that is unknown or unavailable.
+    """
+    _check(r, log_w, k, v, a, b)
+    state = _initial(state, r, v)
+    _check_reset(reset, r)
+    name = _choose(r, backend)
+    if name == "reference" or r.numel() == 0 or v.numel() == 0:
+        return wkv7_reference(r, log_w, k, v, a, b, state, reset, return_state)
+    if r.shape[1] == 1:
+        return _single_step(r, log_w, k, v, a, b, state, reset, return_state)
+    return BACKENDS[name].run(r, log_w, k, v, a, b, state, reset, return_state)
