@@ -94,7 +94,14 @@ class _Chunks(NamedTuple):
 
 
 def _prepare(
-    layout: _Layout, r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, reset: Tensor | None
+    layout: _Layout,
+    r: Tensor,
+    log_w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    reset: Tensor | None,
 ) -> _Chunks:
     dtype = torch.float64 if r.dtype == torch.float64 else torch.float32
     r, log_w, k, v, a, b = (layout.cut(x, dtype) for x in (r, log_w, k, v, a, b))
@@ -135,7 +142,10 @@ def _forward(
     scores = (c.queries @ c.keys.mT).mul_(c.mask)
     eye = torch.eye(size, dtype=scores.dtype, device=scores.device)
     inverse = torch.linalg.solve_triangular(
-        eye - scores[:, :, size:, size:], eye.expand(layout.count, rows, size, size), upper=False, unitriangular=True
+        eye - scores[:, :, size:, size:],
+        eye.expand(layout.count, rows, size, size),
+        upper=False,
+        unitriangular=True,
     )
     removed = inverse @ (scores[:, :, size:, :size] @ c.v)
     reads = inverse @ c.queries_in[:, :, size:]

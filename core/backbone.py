@@ -1,0 +1,122 @@
+"""A stack of blocks: depth, width, mixers and scans by layer, state in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from core.layers import Block, Context, channel_mixers, token_mixers
+from core.state import State
+
+DEFAULT_CHANNEL_MIXER = {"attention": "mlp"}
+"""The channel mixer that belongs to a token mixer, where it is not RWKV-7's."""
+
+
+def _per_layer(value: Any, num_layers: int, what: str) -> list[Any]:
+    """One value for all, or a pattern that is repeated to the depth."""
+    if value is None or isinstance(value, str):
+        return [value] * num_layers
+    pattern = list(value)
+    if not pattern or num_layers % len(pattern):
+        raise ValueError(f"{what} must be one name or a list whose length divides {num_layers} layers, got {pattern}")
+    return pattern * (num_layers // len(pattern))
+
+
+class Backbone(nn.Module):
+    """RWKV-7 blocks, or blocks of any registered mixers.
+
+    Args:
+        dim: width C.
+        num_layers: depth.
+        head_dim: size of a head.
+        mixer: token mixer's name, or a list of names repeated over the layers (hybrids).
+        channel_mixer: channel mixer's name or list; None takes what belongs to the token mixer.
+        token_shift, scan: names, see :mod:`core.layers.token_shift` and :mod:`core.layers.scan`.
+        hidden_dim: of the channel mixers, 4 dim if None.
+        pre_norm: a LayerNorm on the input (language models).
+        final_norm: a LayerNorm `ln_out` on the output.
+        ln_eps, layer_scale: see :class:`core.layers.Block`; drop_path rises linearly from 0 to its value.
+        mixer_kwargs: further arguments by mixer name, e.g. {"rwkv7": {"iclr_scale": 2.0}}.
+
+    Raises:
+        ValueError: unknown names, or sizes that do not fit.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_layers: int,
+        *,
+        head_dim: int = 64,
+        mixer: str | Sequence[str] = "rwkv7",
+        channel_mixer: str | Sequence[str] | None = None,
+        token_shift: str = "causal",
+        scan: str = "forward",
+        hidden_dim: int | None = None,
+        pre_norm: bool = False,
+        final_norm: bool = True,
+        ln_eps: float = 1e-5,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+        mixer_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+        mixers = _per_layer(mixer, num_layers, "mixer")
+        channel = _per_layer(channel_mixer, num_layers, "channel_mixer")
+        extra = {name: dict(kwargs) for name, kwargs in (mixer_kwargs or {}).items()}
+        unused = set(extra) - set(mixers)
+        if unused:
+            raise ValueError(f"mixer_kwargs names {sorted(unused)}, but the layers use {sorted(set(mixers))}")
+        first = mixers.index("rwkv7") if "rwkv7" in mixers else -1
+        blocks = []
+        for i, name in enumerate(mixers):
+            place: dict[str, Any] = dict(layer_id=i, num_layers=num_layers, token_shift=token_shift)
+            options = dict(extra.get(name, {}))
+            if name == "rwkv7":
+                options.setdefault("value_residual", i > first)
+            att = token_mixers.build(name, dim, head_dim=head_dim, scan=scan, **place, **options)
+            ffn_name = channel[i] or DEFAULT_CHANNEL_MIXER.get(name, "rwkv7")
+            ffn = channel_mixers.build(ffn_name, dim, hidden_dim=hidden_dim, shift_heads=dim // head_dim, **place)
+            blocks.append(
+                Block(
+                    dim, att, ffn, pre_norm=pre_norm and i == 0, ln_eps=ln_eps, layer_scale=layer_scale,
+                    drop_path=drop_path * i / max(num_layers - 1, 1),
+                )
+            )  # fmt: skip
+        self.blocks = nn.ModuleList(blocks)
+        self.ln_out = nn.LayerNorm(dim, eps=ln_eps) if final_norm else nn.Identity()
+        self.dim, self.num_layers, self.grad_checkpointing = dim, num_layers, False
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.grad_checkpointing = enable
+
+    def forward(self, x: Tensor, state: State | None = None, ctx: Context | None = None) -> tuple[Tensor, State]:
+        """x (B, T, C) -> y (B, T, C) and the state after the last token.
+
+        Args:
+            x: embedded tokens.
+            state: of the tokens before these; None at the beginning.
+            ctx: padding, resets, the token grid, conditions.
+
+        Raises:
+            ValueError: a state of another depth, or a context that lacks what a layer needs.
+        """
+        ctx = ctx or Context()
+        if state is not None and len(state.layers) != self.num_layers:
+            raise ValueError(f"the state is of {len(state.layers)} layers, this backbone has {self.num_layers}")
+        states = []
+        for i, block in enumerate(self.blocks):
+            layer_state = state.layers[i] if state is not None else None
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x, new_state, ctx = checkpoint(block, x, layer_state, ctx, use_reentrant=False)
+            else:
+                x, new_state, ctx = block(x, layer_state, ctx)
+            states.append(new_state)
+        return self.ln_out(x), State(tuple(states))

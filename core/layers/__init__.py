@@ -1,0 +1,30 @@
+"""The layers every app shares. Importing this package fills the registries."""
+
+from core.layers.attention import Attention
+from core.layers.block import Block
+from core.layers.channel_mix import MLP, ChannelMix
+from core.layers.context import Context
+from core.layers.registry import Registry, channel_mixers, token_mixers
+from core.layers.scan import SCANS, Scan, WKVInputs, resolve_scan, scan_wkv7
+from core.layers.time_mix import StateReader, TimeMix
+from core.layers.token_shift import TOKEN_SHIFTS, TokenShift
+
+__all__ = [
+    "MLP",
+    "SCANS",
+    "TOKEN_SHIFTS",
+    "Attention",
+    "Block",
+    "ChannelMix",
+    "Context",
+    "Registry",
+    "Scan",
+    "StateReader",
+    "TimeMix",
+    "TokenShift",
+    "WKVInputs",
+    "channel_mixers",
+    "resolve_scan",
+    "scan_wkv7",
+    "token_mixers",
+]

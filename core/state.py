@@ -1,0 +1,88 @@
+"""The recurrent state as a value: what a stream has seen so far, to carry on, copy, select, save."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from core.errors import UserError
+
+
+class State(NamedTuple):
+    """One entry per layer, {"att": {...}, "ffn": {...}} of tensors with the batch in front.
+
+    A tuple of tensors and nothing else, so that torch.compile, torch.export and pytrees take it as it is. No
+    method changes a state in place.
+    """
+
+    layers: tuple[dict[str, dict[str, Tensor]], ...]
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """("3.att.wkv", tensor) and so on."""
+        for index, layer in enumerate(self.layers):
+            for part, tensors in layer.items():
+                for name, tensor in tensors.items():
+                    yield f"{index}.{part}.{name}", tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> State:
+        """A state of function(tensor) for every tensor."""
+        return State(
+            tuple(
+                {part: {name: function(x) for name, x in tensors.items()} for part, tensors in layer.items()}
+                for layer in self.layers
+            )
+        )
+
+    def detach(self) -> State:
+        """Cut from the graph: truncated backpropagation through time."""
+        return self.map(torch.Tensor.detach)
+
+    def to(self, device: torch.device | str) -> State:
+        """On another device; dtypes stay (wkv states are float32 on purpose)."""
+        return self.map(lambda x: x.to(device))
+
+    def select(self, rows: Tensor | list[int]) -> State:
+        """The batch rows `rows`, in that order, repeats allowed (beams, samples, dropping finished streams)."""
+        return self.map(lambda x: x.index_select(0, torch.as_tensor(rows, device=x.device)))
+
+    reorder = select
+
+    @property
+    def size(self) -> int:
+        """Numbers held, over all rows of the batch."""
+        return sum(x.numel() for _, x in self.named_tensors())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Written as safetensors, whole or not at all."""
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.partial")
+        tensors = {name: x.detach().cpu().contiguous().clone() for name, x in self.named_tensors()}
+        try:
+            save_file(tensors, partial, metadata={"greylag": "state", "layers": str(len(self.layers))})
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> State:
+        """The state that :meth:`save` wrote; raises UserError if the file holds something else."""
+        try:
+            tensors = load_file(path)
+        except Exception as error:
+            raise UserError(f"cannot read a state from {path}: {error}") from error
+        layers: list[dict[str, dict[str, Tensor]]] = []
+        for name, tensor in sorted(tensors.items(), key=lambda item: (item[0].count("."), item[0])):
+            index, _, rest = name.partition(".")
+            part, _, leaf = rest.partition(".")
+            if not index.isdigit() or not leaf:
+                raise UserError(f"{path} is no saved state: it holds {name!r}, expected names such as '0.att.wkv'")
+            while len(layers) <= int(index):
+                layers.append({"att": {}, "ffn": {}})
+            layers[int(index)].setdefault(part, {})[leaf] = tensor
+        return cls(tuple(layers))
