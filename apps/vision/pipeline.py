@@ -1,0 +1,237 @@
+"""What users call: a folder or hub id in, answers about pictures out.
+
+pipe = VisionPipeline.from_pretrained("runs/vision/digits/<time>/model")
+pipe("photo.jpg").label
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from apps.vision.images import list_images
+from apps.vision.model import build_vision_model
+from apps.vision.transforms import EvalTransform, InputSpec
+from core.errors import UserError
+from core.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one picture.
+
+    Attributes:
+        label: name of the most probable class.
+        index: its number.
+        score: its probability, in [0, 1].
+        top: the k most probable (label, probability) pairs, best first.
+    """
+
+    label: str
+    index: int
+    score: float
+    top: tuple[tuple[str, float], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as written to JSON lines."""
+        return {
+            "label": self.label,
+            "index": self.index,
+            "score": round(self.score, 6),
+            "top": [{"label": label, "score": round(score, 6)} for label, score in self.top],
+        }
+
+
+class VisionPipeline(Pipeline):
+    """An image classifier with everything around it: reading, resizing, normalising, naming.
+
+    ``config`` holds "model" (options of :func:`apps.vision.model.build_vision_model`) and "data" (what the
+    training data's ``describe()`` said: input spec and class names).
+    """
+
+    def __init__(self, model: nn.Module, config: dict[str, Any]) -> None:
+        super().__init__(model, config)
+        self.spec = InputSpec.from_dict(config["data"])
+        self.class_names: list[str] = list(config["data"]["class_names"])
+        self.transform = EvalTransform(self.spec)
+
+    @classmethod
+    def build_model(cls, config: dict[str, Any]) -> nn.Module:
+        """The architecture with fresh weights; through the app's own table, never a name from the file."""
+        return build_vision_model(config["model"], config["data"])
+
+    def __call__(self, inputs: Any, *, top_k: int = 5, batch_size: int = 32) -> Prediction | list[Prediction]:
+        """Classify one picture or several.
+
+        Args:
+            inputs: a path, PIL image, NumPy array (H, W[, C]) or tensor ([C,] H, W), grey, colour or with
+                transparency; a list of these, or a batch (B, C, H, W) / (B, H, W, C), for several.
+            top_k: how many classes to name.
+            batch_size: pictures per forward pass.
+
+        Returns:
+            One :class:`Prediction` for one picture, a list for several.
+
+        Raises:
+            UserError: a picture that cannot be read or has the wrong shape, type or range.
+        """
+        if isinstance(inputs, Tensor | np.ndarray) and inputs.ndim == 4:
+            inputs = list(inputs)
+        if not isinstance(inputs, list | tuple):
+            return self._classify([self.transform(inputs)], top_k)[0]
+        answers: list[Prediction] = []
+        for chunk in _chunks(inputs, batch_size):
+            answers += self._classify([self.transform(picture) for picture in chunk], top_k)
+        return answers
+
+    @torch.inference_mode()
+    def _classify(self, images: list[Tensor], top_k: int) -> list[Prediction]:
+        if top_k < 1:
+            raise UserError(f"top_k is {top_k}; it must be at least 1.")
+        device = next(self.model.parameters()).device
+        logits = self.model(torch.stack(images).to(device)).float()
+        scores, indices = logits.softmax(-1).topk(min(top_k, len(self.class_names)), dim=-1)
+        return [self._name(*row) for row in zip(scores.tolist(), indices.tolist(), strict=True)]
+
+    def _name(self, scores: list[float], indices: list[int]) -> Prediction:
+        top = tuple((self.class_names[i], score) for i, score in zip(indices, scores, strict=True))
+        return Prediction(label=top[0][0], index=indices[0], score=scores[0], top=top)
+
+    def predict_files(
+        self,
+        input: str,
+        output: Path | None = None,
+        *,
+        top_k: int = 5,
+        batch_size: int = 32,
+    ) -> int:
+        """Classify pictures on disk; the work of ``greylag predict``.
+
+        Args:
+            input: a picture, a folder (searched through, by file ending), or "-" for a list of paths on
+                standard input, one a line.
+            output: None prints a table; a ``.jsonl`` or ``.csv`` file is written; any other name is taken
+                for a folder, made if missing, and gets ``predictions.jsonl``.
+            top_k: how many classes to name per picture.
+            batch_size: pictures per forward pass.
+
+        Returns:
+            0; or 1 if any picture could not be read. Those are reported and skipped, the rest goes on.
+
+        Raises:
+            UserError: no such input, no pictures in it, or an output of another kind.
+        """
+        paths = _find_pictures(input)
+        failures = count = 0
+        with _writer(output, top_k) as write:
+            for path, answer in self._answers(paths, top_k, batch_size):
+                count += 1
+                failures += isinstance(answer, str)
+                write(path, answer)
+        if not count:
+            raise UserError("Standard input named no pictures; expected one path a line.")
+        console = Console(stderr=True)
+        if output is not None:
+            console.print(f"{count - failures} answers written to {_target(output)}", highlight=False)
+        if failures:
+            console.print(f"[bold]{failures} of {count} pictures could not be read[/]", highlight=False)
+        return 1 if failures else 0
+
+    def _answers(self, paths: Iterable[Path], top_k: int, batch_size: int) -> Iterator[tuple[Path, Prediction | str]]:
+        """Each path with its answer, or with the sentence that says why there is none; order is kept."""
+        for chunk in _chunks(paths, batch_size):
+            results: list[Prediction | str | None] = []
+            images: list[Tensor] = []
+            for path in chunk:
+                try:
+                    images.append(self.transform(path))
+                    results.append(None)
+                except UserError as error:
+                    results.append(str(error))
+            answers = iter(self._classify(images, top_k) if images else [])
+            for path, result in zip(chunk, results, strict=True):
+                yield path, next(answers) if result is None else result
+
+
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    if size < 1:
+        raise UserError(f"batch_size is {size}; it must be at least 1.")
+    source = iter(items)
+    while chunk := list(islice(source, size)):
+        yield chunk
+
+
+def _find_pictures(input: str) -> Iterable[Path]:
+    if input == "-":
+        return (Path(line.strip()) for line in sys.stdin if line.strip())
+    path = Path(input).expanduser()
+    if path.is_dir():
+        if not (found := list_images(path)):
+            raise UserError(f"The folder '{input}' holds no pictures (endings: .jpg, .png, .webp, ...).")
+        return found
+    if not path.exists():
+        raise UserError(f"There is no file or folder '{input}'.")
+    return [path]
+
+
+def _target(output: Path) -> Path:
+    """The file that predictions go to."""
+    if output.suffix in (".jsonl", ".csv"):
+        return output
+    if output.suffix and not output.is_dir():
+        raise UserError(f"output='{output}': expected a file ending in .jsonl or .csv, or a folder.")
+    return output / "predictions.jsonl"
+
+
+@contextmanager
+def _writer(output: Path | None, top_k: int) -> Iterator[Any]:
+    """A function write(path, answer) for the wanted form; answers are on disk as soon as they are known."""
+    if output is None:
+        table = Table("picture", "class", "probability", f"next of the top {top_k}", box=None, header_style="bold")
+        yield lambda path, answer: table.add_row(*_row(path, answer))
+        Console().print(table)
+        return
+    target = _target(output)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("w", encoding="utf-8", newline="") as file:
+        if target.suffix == ".csv":
+            yield _csv_writer(file, top_k)
+        else:
+            yield lambda path, answer: file.write(_json_line(path, answer))
+
+
+def _row(path: Path, answer: Prediction | str) -> Sequence[str]:
+    if isinstance(answer, str):
+        return str(path), "[red]unreadable[/]", "", answer
+    rest = ", ".join(f"{label} {100 * score:.1f}%" for label, score in answer.top[1:])
+    return str(path), f"[bold]{answer.label}[/]", f"{100 * answer.score:.1f}%", rest
+
+
+def _json_line(path: Path, answer: Prediction | str) -> str:
+    body = {"error": answer} if isinstance(answer, str) else answer.to_dict()
+    return json.dumps({"file": str(path), **body}, ensure_ascii=False) + "\n"
+
+
+def _csv_writer(file: Any, top_k: int) -> Any:
+    rows = csv.writer(file)
+    ranks = [f"{kind}_{rank}" for rank in range(1, top_k + 1) for kind in ("label", "score")]
+    rows.writerow(["file", *ranks, "error"])
+
+    def write(path: Path, answer: Prediction | str) -> None:
+        top = [] if isinstance(answer, str) else [x for label, score in answer.top for x in (label, f"{score:.6f}")]
+        rows.writerow([path, *top, *[""] * (2 * top_k - len(top)), answer if isinstance(answer, str) else ""])
+
+    return write
