@@ -54,7 +54,7 @@ test: $(STAMP)
 lint: $(STAMP)
 	"$(BIN)/ruff" check .
 	"$(BIN)/ruff" format --check .
-	"$(BIN)/pyright"
+	"$(BIN)/pyright" --pythonpath "$(BIN)/python"
 	"$(BIN)/lint-imports"
 
 format: $(STAMP)

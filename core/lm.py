@@ -21,6 +21,8 @@ class RWKV7LM(nn.Module):
         dim, num_layers, head_dim: see :class:`core.backbone.Backbone`.
         backbone: further arguments of the backbone, plain values, e.g.
             {"mixer_kwargs": {"rwkv7": {"lora_ranks": [32, 32, 32, 64]}}}.
+
+    `config` holds these arguments: RWKV7LM(**lm.config) builds its like.
     """
 
     def __init__(
@@ -35,6 +37,9 @@ class RWKV7LM(nn.Module):
         super().__init__()
         self.emb = nn.Embedding(vocab_size, dim)
         options = {"pre_norm": True, **(backbone or {})}
+        self.config: dict[str, Any] = {
+            "vocab_size": vocab_size, "dim": dim, "num_layers": num_layers, "head_dim": head_dim, "backbone": options
+        }  # fmt: skip
         self.backbone = Backbone(dim, num_layers, head_dim=head_dim, **options)
         self.head = nn.Linear(dim, vocab_size, bias=False)
         init.embedding_(self.emb.weight)
@@ -42,5 +47,5 @@ class RWKV7LM(nn.Module):
 
     def forward(self, tokens: Tensor, state: State | None = None, ctx: Context | None = None) -> tuple[Tensor, State]:
         """tokens (B, T) integer -> logits (B, T, V) and the state after the last token."""
-        x, state = self.backbone(self.emb(tokens), state, ctx)
-        return self.head(x), state
+        x, new_state = self.backbone(self.emb(tokens), state, ctx)
+        return self.head(x), new_state

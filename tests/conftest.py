@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 # A backend chosen in the developer's shell must not decide what the tests test.
 os.environ.pop("GREYLAG_WKV", None)
 
-import pytest
-import torch
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)
@@ -50,7 +50,7 @@ def fixed_seed() -> None:
 
 
 @pytest.fixture
-def nan_empty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def nan_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make uninitialised memory visible: `torch.empty` and its kin hand out NaN instead of what lay there.
 
     The idea is flash-linear-attention's (tests/conftest.py): a kernel that forgets to write a value, or reads
@@ -77,4 +77,3 @@ def nan_empty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (torch.Tensor, "new_empty_strided"),
     ):
         monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
-    yield
