@@ -96,6 +96,8 @@ def _initial(state: Tensor | None, r: Tensor, v: Tensor) -> Tensor | None:
             f"state must have shape {wanted} (batch, heads, value dim, key dim) or {wanted[1:]}, "
             f"got {tuple(state.shape)}"
         )
+    if not state.is_floating_point():
+        raise ValueError(f"state must be a floating-point tensor, got {state.dtype}")
     if state.device != r.device:
         raise ValueError(f"state must be on r's device {r.device}, got {state.device}")
     return state.to(torch.float64 if r.dtype == torch.float64 else torch.float32).expand(wanted)
