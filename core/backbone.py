@@ -76,7 +76,7 @@ class Backbone(nn.Module):
         first = mixers.index("rwkv7") if "rwkv7" in mixers else -1
         blocks = []
         for i, name in enumerate(mixers):
-            place: dict[str, Any] = dict(layer_id=i, num_layers=num_layers, token_shift=token_shift)
+            place: dict[str, Any] = {"layer_id": i, "num_layers": num_layers, "token_shift": token_shift}
             options = dict(extra.get(name, {}))
             if name == "rwkv7":
                 options.setdefault("value_residual", i > first)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,11 +14,12 @@ from torch import Tensor
 from core.errors import UserError
 
 
-class State(NamedTuple):
+@dataclass(frozen=True)
+class State:
     """One entry per layer, {"att": {...}, "ffn": {...}} of tensors with the batch in front.
 
-    A tuple of tensors and nothing else, so that torch.compile, torch.export and pytrees take it as it is. No
-    method changes a state in place.
+    Tensors and nothing else, known to torch as a tree of them, so that torch.compile and torch.export take it as
+    it is. No method changes a state in place.
     """
 
     layers: tuple[dict[str, dict[str, Tensor]], ...]
@@ -86,3 +87,6 @@ class State(NamedTuple):
                 layers.append({"att": {}, "ffn": {}})
             layers[int(index)].setdefault(part, {})[leaf] = tensor
         return cls(tuple(layers))
+
+
+torch.export.register_dataclass(State, serialized_type_name="core.state.State")

@@ -58,7 +58,7 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor], Context]:
         """x (B, T, C), normalised -> y (B, T, C), the cache after it, the context unchanged."""
         ctx = ctx or Context()
-        batch, steps, dim = x.shape
+        batch, steps, _ = x.shape
         q, k, v = self.qkv(x).view(batch, steps, 3, self.heads, -1).unbind(2)
         past = state["key"].shape[2] if state else 0
         if self.rope_theta is not None:

@@ -119,15 +119,15 @@ def scan_wkv7(inputs: WKVInputs, scan: Scan, state: Tensor | None, ctx: Context)
     if len(orders) == 1:
         order = orders[0]
         reset = None if ctx.reset is None else _reset_in(order, ctx.reset)
-        walked = [permute(x, order, ctx) for x in inputs]
+        walked = WKVInputs(*(permute(x, order, ctx) for x in inputs))
         y, final = wkv7(*walked, state, reset=reset, return_state=ctx.keep_state)
         return permute(y, order, ctx, inverse=True), final
 
     count = len(orders)
     shares = [x.chunk(count, dim=2) if scan.split else (x,) * count for x in inputs]
-    walked = [
-        torch.cat([permute(part, order, ctx) for part, order in zip(parts, orders, strict=True)]) for parts in shares
-    ]
+    walked = WKVInputs(
+        *(torch.cat([permute(part, order, ctx) for part, order in zip(parts, orders, strict=True)]) for parts in shares)
+    )
     reset = None if ctx.reset is None else torch.cat([_reset_in(order, ctx.reset) for order in orders])
     if state is not None:
         state = torch.cat(state.expand(batch, *state.shape[-3:]).chunk(count, dim=1))

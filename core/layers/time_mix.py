@@ -41,7 +41,7 @@ class StateReader:
 
     def states(self, every: int) -> Tensor:
         """The states after steps `every`, 2 `every`, ... and after the last: (B, ceil(T / every), S, V, K)."""
-        if len(self._scan.orders) > 1 or self._scan.orders[0] != "forward":
+        if self._scan.orders != ("forward",):
             raise ValueError(f"states at chunk ends exist for the forward scan alone, this one is {self._scan.orders}")
         states, state = [], self._state
         for start in range(0, self._inputs.r.shape[1], every):

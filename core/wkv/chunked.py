@@ -30,12 +30,12 @@ CHUNK = 32  # measured optimum on CPUs; also the longest sequence that takes the
 
 
 class _Layout(NamedTuple):
-    """How (B, T, H, D) is cut: `count` chunks of `size` steps, the last one padded with neutral steps."""
+    """How (B, T, H, D) is cut: `chunks` chunks of `size` steps, the last one padded with neutral steps."""
 
     batch: int
     steps: int
     heads: int
-    count: int
+    chunks: int
     size: int
 
     @classmethod
@@ -48,14 +48,14 @@ class _Layout(NamedTuple):
 
     def cut(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """(B, T, H, D) -> (count, B*H, size, D), contiguous, zeros at the end."""
-        x = F.pad(x.to(dtype), (0, 0, 0, 0, 0, self.count * self.size - self.steps))
-        x = x.reshape(self.batch, self.count, self.size, self.heads, -1)
-        return x.permute(1, 0, 3, 2, 4).reshape(self.count, self.batch * self.heads, self.size, -1)
+        x = F.pad(x.to(dtype), (0, 0, 0, 0, 0, self.chunks * self.size - self.steps))
+        x = x.reshape(self.batch, self.chunks, self.size, self.heads, -1)
+        return x.permute(1, 0, 3, 2, 4).reshape(self.chunks, self.batch * self.heads, self.size, -1)
 
     def join(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """The inverse of :meth:`cut`."""
-        x = x.reshape(self.count, self.batch, self.heads, self.size, -1).permute(1, 0, 3, 2, 4)
-        x = x.reshape(self.batch, self.count * self.size, self.heads, -1)[:, : self.steps]
+        x = x.reshape(self.chunks, self.batch, self.heads, self.size, -1).permute(1, 0, 3, 2, 4)
+        x = x.reshape(self.batch, self.chunks * self.size, self.heads, -1)[:, : self.steps]
         return x.to(dtype, memory_format=torch.contiguous_format, copy=True)
 
 
@@ -143,7 +143,7 @@ def _forward(
     eye = torch.eye(size, dtype=scores.dtype, device=scores.device)
     inverse = torch.linalg.solve_triangular(
         eye - scores[:, :, size:, size:],
-        eye.expand(layout.count, rows, size, size),
+        eye.expand(layout.chunks, rows, size, size),
         upper=False,
         unitriangular=True,
     )
@@ -152,20 +152,20 @@ def _forward(
 
     has_state = state is not None
     dim_v, dim_k = c.v.shape[-1], c.queries.shape[-1]
-    states = c.v.new_empty(layout.count, rows, dim_v, dim_k)
+    states = c.v.new_empty(layout.chunks, rows, dim_v, dim_k)
     states[0] = state.reshape(rows, dim_v, dim_k) if state is not None else 0.0
     final = c.v.new_empty((rows, dim_v, dim_k) if want_state else (0,))
-    for n in range(layout.count):
+    for n in range(layout.chunks):
         if n or has_state:
             removed[n].baddbmm_(reads[n], states[n].mT)
-        if n + 1 < layout.count or want_state:
-            following = states[n + 1] if n + 1 < layout.count else final
+        if n + 1 < layout.chunks or want_state:
+            following = states[n + 1] if n + 1 < layout.chunks else final
             torch.mul(states[n], c.pass_on[n], out=following)
             following.baddbmm_(c.v[n].mT, c.keys_out[n, :, :size])
             following.baddbmm_(removed[n].mT, c.keys_out[n, :, size:])
 
     y = scores[:, :, :size] @ torch.cat((c.v, removed), dim=2)
-    if layout.count > 1 or has_state:
+    if layout.chunks > 1 or has_state:
         y += c.queries_in[:, :, :size] @ states.mT
     y = layout.join(y, r.dtype)
     if want_state:
@@ -199,9 +199,9 @@ def _backward(
     # The chunks backwards: dz is the gradient of the triangular system's right-hand side.
     dz = inverse.mT @ (scores[:, :, :size, size:].mT @ dy_cut)
     dz_state = inverse.mT @ c.keys_out[:, :, size:]
-    dstates = c.v.new_empty(layout.count + 1, *states.shape[1:])
+    dstates = c.v.new_empty(layout.chunks + 1, *states.shape[1:])
     dstates[-1] = 0.0 if dfinal is None else dfinal.reshape(states.shape[1:])
-    for n in reversed(range(layout.count)):
+    for n in reversed(range(layout.chunks)):
         dz[n].baddbmm_(dz_state[n], dstates[n + 1].mT)
         before = torch.mul(dstates[n + 1], c.pass_on[n], out=dstates[n])
         before.baddbmm_(dy_cut[n].mT, c.queries_in[n, :, :size])
@@ -232,6 +232,8 @@ def _backward(
     inputs = (r, log_w, k, v, a, b)
     cut = (dr, dlog_w, dk, dv, da, db)
     grads = [layout.join(g, x.dtype) for g, x in zip(cut, inputs, strict=True)]
+    if reset is not None:  # a decay with nothing before it: exactly 0, where the sum above leaves rounding
+        grads[1].masked_fill_(reset[:, :, None, None], 0.0)
     shape = (layout.batch, layout.heads, c.v.shape[-1], c.queries.shape[-1])
     return grads[0], grads[1], grads[2], grads[3], grads[4], grads[5], dstates[0].reshape(shape).clone()
 
@@ -253,7 +255,7 @@ def _op(
         return _forward(r, log_w, k, v, a, b, state, reset, want_state, want_saved)
 
 
-@_op.register_fake
+@torch.library.register_fake("greylag::wkv7_chunked")
 def _(r, log_w, k, v, a, b, state, reset, want_state, want_saved):
     layout = _Layout.of(r)
     dtype = torch.float64 if r.dtype == torch.float64 else torch.float32
@@ -266,7 +268,7 @@ def _(r, log_w, k, v, a, b, state, reset, want_state, want_saved):
     final = empty(layout.batch, layout.heads, dim_v, dim_k) if want_state else empty(0)
     if not want_saved:
         return y, final, empty(0), empty(0), empty(0)
-    cut = (layout.count, rows)
+    cut = (layout.chunks, rows)
     return (
         y, final, empty(*cut, dim_v, dim_k), empty(*cut, layout.size, dim_v), empty(*cut, layout.size, layout.size),
     )  # fmt: skip
@@ -291,7 +293,7 @@ def _op_backward(
         return _backward(dy, dfinal, r, log_w, k, v, a, b, reset, states, removed, inverse)
 
 
-@_op_backward.register_fake
+@torch.library.register_fake("greylag::wkv7_chunked_backward")
 def _(dy, dfinal, r, log_w, k, v, a, b, reset, states, removed, inverse):
     grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (r, log_w, k, v, a, b)]
     batch, _, heads, dim_k = r.shape
@@ -312,7 +314,7 @@ def _autograd(ctx, dy, dfinal, *_):
     return (*grads, dstate if ctx.has_state else None, None, None, None)
 
 
-_op.register_autograd(_autograd, setup_context=_setup_context)
+torch.library.register_autograd("greylag::wkv7_chunked", _autograd, setup_context=_setup_context)
 
 
 def wkv7_chunked(

@@ -69,8 +69,8 @@ def _run(
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """One fla call in our convention; state (N, H, V, K)."""
     initial = None if state is None else state.mT.contiguous()
-    options = dict(scale=1.0, initial_state=initial, output_final_state=return_state, cu_seqlens=cu_seqlens)
-    inputs = [x.contiguous() for x in (r, log_w.float(), k, v, a, b)]
+    options = {"scale": 1.0, "initial_state": initial, "output_final_state": return_state, "cu_seqlens": cu_seqlens}
+    inputs = [x.contiguous() for x in (r, log_w.float(), k.to(r.dtype), v.to(r.dtype), a.to(r.dtype), b.to(r.dtype))]
     if forward_only and r.shape[1] < RECURRENT_BELOW:
         y, final = kernels().recurrent(*inputs, **options)
     else:
@@ -84,12 +84,12 @@ def _packed(
     reset: Tensor, return_state: bool, forward_only: bool,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     packing = Packing.of(reset)
-    flat = [x.reshape(1, -1, *x.shape[2:]) for x in (r, log_w, k, v, a, b)]
+    r1, log_w1, k1, v1, a1, b1 = (x.reshape(1, -1, *x.shape[2:]) for x in (r, log_w, k, v, a, b))
     if state is not None:
         kept = state.masked_fill(reset[:, 0, None, None, None], 0.0)
         pieces = packing.cu_seqlens.numel() - 1
         state = kept.new_zeros(pieces, *kept.shape[1:]).index_copy(0, packing.first, kept)
-    y, final = _run(*flat, state, return_state, forward_only, packing.cu_seqlens)
+    y, final = _run(r1, log_w1, k1, v1, a1, b1, state, return_state, forward_only, packing.cu_seqlens)
     y = y.reshape(*r.shape[:3], v.shape[-1])
     return y, final[packing.last] if final is not None else None
 
@@ -142,7 +142,7 @@ def _op(
     return y.contiguous(), final.contiguous() if final is not None else y.new_empty(0, dtype=torch.float32)
 
 
-@_op.register_fake
+@torch.library.register_fake("greylag::wkv7_fla")
 def _(r, log_w, k, v, a, b, state, reset, want_state):
     y = torch.empty(v.shape, dtype=r.dtype, device=r.device)
     shape = (r.shape[0], r.shape[2], v.shape[-1], r.shape[-1]) if want_state else (0,)
@@ -157,15 +157,16 @@ def _op_backward(
     floats = [r, log_w, k, v, a, b] + ([] if state is None else [state])
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_() for x in floats]
-        y, final = _eager(*leaves[:6], leaves[6] if state is not None else None, reset, dfinal is not None)
-        pairs = [(out, grad) for out, grad in ((y, dy), (final, dfinal)) if grad is not None]
+        r, log_w, k, v, a, b, *rest = leaves
+        y, final = _eager(r, log_w, k, v, a, b, rest[0] if rest else None, reset, dfinal is not None)
+        pairs = [(out, grad) for out, grad in ((y, dy), (final, dfinal)) if out is not None and grad is not None]
         outs, grads = [out for out, _ in pairs], [grad for _, grad in pairs]
         inputs = torch.autograd.grad(outs, leaves, grads, allow_unused=True)
     filled = zip(inputs, leaves, strict=True)
     return [(torch.zeros_like(x) if g is None else g).to(x.dtype).contiguous() for g, x in filled]
 
 
-@_op_backward.register_fake
+@torch.library.register_fake("greylag::wkv7_fla_backward")
 def _(dy, dfinal, r, log_w, k, v, a, b, state, reset):
     floats = [r, log_w, k, v, a, b] + ([] if state is None else [state])
     return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in floats]
@@ -186,4 +187,4 @@ def _autograd(ctx, dy, dfinal):
     return (*grads[:6], dstate, None, None)
 
 
-_op.register_autograd(_autograd, setup_context=_setup_context)
+torch.library.register_autograd("greylag::wkv7_fla", _autograd, setup_context=_setup_context)
