@@ -159,11 +159,10 @@ def save_fla(lm: RWKV7LM, folder: str | Path, dtype: torch.dtype | None = None, 
         for name, tensor in to_fla(tensors).items()
     }
     write_safetensors(stored, Path(folder) / "model.safetensors")
-    kind = str(stored["lm_head.weight"].dtype).removeprefix("torch.")
-    write_json(
-        fla_config(sizes, float(lm.config["backbone"].get("ln_eps", LN_EPS))) | {"torch_dtype": kind} | config,
-        Path(folder) / "config.json",
-    )
+    dtype_name = str(stored["lm_head.weight"].dtype).removeprefix("torch.")
+    norm_eps = float(lm.config["backbone"].get("ln_eps", LN_EPS))
+    content = fla_config(sizes, norm_eps) | {"torch_dtype": dtype_name} | config
+    write_json(content, Path(folder) / "config.json")
 
 
 def fla_config(sizes: Sizes, norm_eps: float = LN_EPS) -> dict[str, Any]:

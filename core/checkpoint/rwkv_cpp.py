@@ -72,5 +72,7 @@ def read_rwkv_cpp(path: Path) -> Iterator[tuple[str, Tensor]]:
             values = torch.frombuffer(data, dtype=_DTYPES[kind], count=math.prod(shape), offset=place)
             place += values.nbytes
             yield name, values.reshape(shape)
+    except UserError:
+        raise
     except (struct.error, ValueError) as error:
         raise UserError(f"{path} is cut short or broken at byte {place} of {len(data)}.") from error
