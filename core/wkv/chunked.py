@@ -19,14 +19,19 @@ treatment of ``reset`` are derived in ``docs/wkv7.md``.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from core.wkv.reference import without_autocast
+
 CHUNK = 32  # measured optimum on CPUs; also the longest sequence that takes the one-chunk path
+
+
+def _ceil_div(x: int, y: int) -> int:
+    return (x + y - 1) // y
 
 
 class _Layout(NamedTuple):
@@ -41,10 +46,11 @@ class _Layout(NamedTuple):
     @classmethod
     def of(cls, r: Tensor) -> _Layout:
         batch, steps, heads, _ = r.shape
-        count = math.ceil(steps / CHUNK)
-        # Equal chunks, rounded to 4 for vector units: 196 steps become 7 x 28 and pad nothing.
-        size = steps if count == 1 else math.ceil(steps / count / 4) * 4
-        return cls(batch, steps, heads, math.ceil(steps / size), size)
+        # Equal chunks, rounded to 4 for vector units: 196 steps become 7 x 28 and pad nothing. Written without a
+        # branch and in whole numbers, so that torch.export can carry a free length through.
+        share = _ceil_div(steps, _ceil_div(steps, CHUNK))
+        size = torch.sym_min(steps, 4 * _ceil_div(share, 4))
+        return cls(batch, steps, heads, _ceil_div(steps, size), size)
 
     def cut(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """(B, T, H, D) -> (count, B*H, size, D), contiguous, zeros at the end."""
@@ -123,6 +129,14 @@ def _prepare(
     )  # fmt: skip
 
 
+def _inverse(lower: Tensor) -> Tensor:
+    """(I - lower)^-1 for strictly lower triangular matrices, row-major: left to itself torch returns columns first."""
+    eye = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device).expand_as(lower)
+    out = torch.empty_like(lower, memory_format=torch.contiguous_format)
+    # `unitriangular` takes the diagonal as ones without reading it.
+    return torch.linalg.solve_triangular(-lower, eye, upper=False, unitriangular=True, out=out)
+
+
 def _forward(
     r: Tensor,
     log_w: Tensor,
@@ -140,13 +154,7 @@ def _forward(
     c = _prepare(layout, r, log_w, k, v, a, b, reset)
     size, rows = layout.size, layout.batch * layout.heads
     scores = (c.queries @ c.keys.mT).mul_(c.mask)
-    eye = torch.eye(size, dtype=scores.dtype, device=scores.device)
-    inverse = torch.linalg.solve_triangular(
-        eye - scores[:, :, size:, size:],
-        eye.expand(layout.chunks, rows, size, size),
-        upper=False,
-        unitriangular=True,
-    )
+    inverse = _inverse(scores[:, :, size:, size:])
     removed = inverse @ (scores[:, :, size:, :size] @ c.v)
     reads = inverse @ c.queries_in[:, :, size:]
 
@@ -251,7 +259,7 @@ def _op(
     want_state: bool,
     want_saved: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    with torch.autocast(r.device.type, enabled=False):
+    with without_autocast(r.device):
         return _forward(r, log_w, k, v, a, b, state, reset, want_state, want_saved)
 
 
@@ -289,7 +297,7 @@ def _op_backward(
     removed: Tensor,
     inverse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    with torch.autocast(r.device.type, enabled=False):
+    with without_autocast(r.device):
         return _backward(dy, dfinal, r, log_w, k, v, a, b, reset, states, removed, inverse)
 
 
@@ -301,8 +309,8 @@ def _(dy, dfinal, r, log_w, k, v, a, b, reset, states, removed, inverse):
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    *tensors, state, reset, _, _ = inputs
-    ctx.has_state = state is not None
+    *tensors, state, reset, want_state, _ = inputs
+    ctx.has_state, ctx.want_state = state is not None, want_state
     ctx.set_materialize_grads(False)  # else zeros as large as the saved states would be made
     ctx.mark_non_differentiable(*output[2:])
     ctx.save_for_backward(*tensors, reset, *output[2:])
@@ -310,6 +318,7 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _autograd(ctx, dy, dfinal, *_):
     *inputs, reset, states, removed, inverse = ctx.saved_tensors
+    dfinal = dfinal if ctx.want_state else None  # else it belongs to the empty stand-in
     *grads, dstate = torch.ops.greylag.wkv7_chunked_backward(dy, dfinal, *inputs, reset, states, removed, inverse)
     return (*grads, dstate if ctx.has_state else None, None, None, None)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from core.wkv import fla
 from core.wkv.chunked import wkv7_chunked
-from core.wkv.reference import wkv7_reference, wkv7_step
+from core.wkv.reference import without_autocast, wkv7_reference, wkv7_step
 
 ENVIRONMENT = "GREYLAG_WKV"
 
@@ -91,7 +91,8 @@ def _initial(state: Tensor | None, r: Tensor, v: Tensor) -> Tensor | None:
     if state is None:
         return None
     wanted = (r.shape[0], r.shape[2], v.shape[-1], r.shape[-1])
-    if tuple(state.shape) not in (wanted, wanted[1:]):
+    # By rank first: comparing a batch of unknown size with a number of heads would tie torch.export to it.
+    if state.dim() not in (3, 4) or tuple(state.shape) != wanted[4 - state.dim() :]:
         raise ValueError(
             f"state must have shape {wanted} (batch, heads, value dim, key dim) or {wanted[1:]}, "
             f"got {tuple(state.shape)}"
@@ -121,7 +122,7 @@ def _single_step(
     if reset is not None and state is not None:
         state = state.masked_fill(reset[:, :1, None, None], 0.0)
     dtype = torch.float64 if r.dtype == torch.float64 else torch.float32
-    with torch.autocast(r.device.type, enabled=False):
+    with without_autocast(r.device):
         q, w, key, value, remove, write = (x[:, 0].to(dtype) for x in (r, log_w, k, v, a, b))
         if state is None:
             state = value.new_zeros(*value.shape, key.shape[-1])

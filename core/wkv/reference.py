@@ -5,8 +5,17 @@ Source: the RWKV-7 paper (arXiv 2503.14456), section 4; BlinkDL/RWKV-LM ``RWKV-v
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Autocast switched off for `device`; devices that have none, such as "meta", are left as they are."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def wkv7_step(
@@ -34,7 +43,7 @@ def wkv7_reference(
     Computes in float64 if the inputs are float64, else in float32; y comes back in r's dtype.
     """
     compute = torch.float64 if r.dtype == torch.float64 else torch.float32
-    with torch.autocast(r.device.type, enabled=False):
+    with without_autocast(r.device):
         r_, log_w_, k_, v_, a_, b_ = (x.to(compute) for x in (r, log_w, k, v, a, b))
         batch, steps, heads, dim_k = r.shape
         if state is None:

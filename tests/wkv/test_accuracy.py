@@ -12,8 +12,8 @@ import functools
 import pytest
 import torch
 
-from core.wkv import wkv7
 from core.wkv import chunked as chunked_module
+from core.wkv import wkv7
 
 LENGTHS = [1, 2, 15, 16, 17, 63, 64, 65, 1000]
 SQUARE = [(16, 16), (32, 32), (64, 64), (128, 128)]
@@ -136,9 +136,7 @@ def test_backward_twice_gives_the_same(make):
     case = make(2, 70, 2, 8, 8)
     leaves = [x.clone().requires_grad_() for x in (*case.tensors, case.state)]
     outputs = wkv7(*leaves, backend="chunked")
-    first, second = (
-        torch.autograd.grad(outputs, leaves, [case.dy, case.dfinal], retain_graph=True) for _ in range(2)
-    )
+    first, second = (torch.autograd.grad(outputs, leaves, [case.dy, case.dfinal], retain_graph=True) for _ in range(2))
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 
