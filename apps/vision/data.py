@@ -83,7 +83,7 @@ class VisionData(DataModule):
 class Digits(VisionData):
     """scikit-learn's handwritten digits: 1,797 grey images of 8 x 8 pixels, embedded in the package.
 
-    Split 70 / 10 / 20 % into 1,257 training, 180 validation and 360 test images, stratified, by
+    Split 70 / 10 / 20 % into 1,258 training, 180 validation and 359 test images, stratified, by
     ``split_seed`` 0. (UCI "Optical Recognition of Handwritten Digits", its test part.)
     """
 
@@ -106,11 +106,11 @@ class Digits(VisionData):
             from sklearn.datasets import load_digits
         except ImportError:
             raise UserError("The digits come with scikit-learn: pip install 'greylag[vision]'.") from None
-        digits = load_digits()
+        pixels, labels = load_digits(return_X_y=True)
         # 0..16 ink per pixel -> [0, 1], white on black.
-        pictures = torch.from_numpy(np.asarray(digits.images, dtype=np.float32) / 16.0)[:, None]
-        targets = [int(t) for t in digits.target]
-        self.class_names = [str(name) for name in digits.target_names]
+        pictures = torch.from_numpy(np.asarray(pixels, dtype=np.float32) / 16.0).view(-1, 1, 8, 8)
+        targets = np.asarray(labels).tolist()
+        self.class_names = [str(digit) for digit in range(10)]
         train, val, test = stratified_split(targets, (0.7, 0.1, 0.2), self.split_seed)
         images = ImageSet(list(pictures), targets, self.eval_transform)
         self.train_set = images.select(train, self.train_transform)

@@ -67,7 +67,9 @@ def to_image_tensor(value: Any, in_chans: int) -> Tensor:
     elif isinstance(value, np.ndarray):
         if value.ndim not in (2, 3):
             raise UserError(f"An image array must have shape (H, W) or (H, W, C), not {value.shape}.")
-        tensor = torch.from_numpy(np.ascontiguousarray(value if value.ndim == 3 else value[..., None]))
+        tensor = torch.from_numpy(
+            np.array(value if value.ndim == 3 else value[..., None])
+        )  # a copy: it may be read-only
         tensor = tensor.permute(2, 0, 1)
     elif isinstance(value, Tensor):
         if value.ndim not in (2, 3):
@@ -114,7 +116,7 @@ def _to_unit_range(tensor: Tensor) -> Tensor:
     tensor = tensor.to(torch.float32)
     low, high = tensor.min().item(), tensor.max().item()
     # `not <=` and not `>`: NaN must fail too.
-    if not (-1e-4 <= low and high <= 1 + 1e-4):
+    if not (low >= -1e-4 and high <= 1 + 1e-4):
         raise UserError(
             f"A floating-point image must lie in [0, 1]; this one spans [{low:.4g}, {high:.4g}]. "
             "Divide by 255, or pass uint8."

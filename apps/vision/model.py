@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.layers import PatchEmbed, resample_abs_pos_embed, to_2tuple
+from timm.layers import PatchEmbed, resample_abs_pos_embed
 from torch import Tensor, nn
 
 from core.backbone import Backbone
@@ -84,21 +84,22 @@ class VRWKV7(nn.Module):
         self.num_prefix_tokens = 0
         self.global_pool = _checked_pool(global_pool)
 
+        size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
         self.patch_embed = PatchEmbed(
-            img_size=to_2tuple(img_size),
-            patch_size=patch_size,  # pyright: ignore[reportArgumentType]  (a pair works too)
+            img_size=size,
+            patch_size=patch_size,  # pyright: ignore[reportArgumentType]  # timm takes a pair, too
             in_chans=in_chans,
             embed_dim=embed_dim,
             output_fmt="NHWC",
             strict_img_size=False,
             dynamic_img_pad=True,
         )
-        grid = self.patch_embed.dynamic_feat_size(to_2tuple(img_size))
+        grid = self.patch_embed.dynamic_feat_size(size)
         self.grid_size = grid
         self.pos_embed = nn.Parameter(torch.empty(1, grid[0] * grid[1], embed_dim))
         self.pos_drop = nn.Dropout(pos_drop_rate)
-        shape: dict[str, Any] = dict(dim=embed_dim, num_layers=depth, head_dim=head_dim)
-        mixers: dict[str, Any] = dict(mixer=mixer, channel_mixer=channel_mixer)
+        shape: dict[str, Any] = {"dim": embed_dim, "num_layers": depth, "head_dim": head_dim}
+        mixers: dict[str, Any] = {"mixer": mixer, "channel_mixer": channel_mixer}
         self.hidden_dim = hidden_dim or matching_hidden_dim(**shape, **mixers)
         self.backbone = Backbone(
             **shape,

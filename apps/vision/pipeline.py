@@ -71,7 +71,13 @@ class VisionPipeline(Pipeline):
     @classmethod
     def build_model(cls, config: dict[str, Any]) -> nn.Module:
         """The architecture with fresh weights; through the app's own table, never a name from the file."""
+        if missing := [key for key in ("model", "data") if not isinstance(config.get(key), dict)]:
+            raise UserError(f"The model's config.json has no '{missing[0]}'; it was not written by VisionPipeline.")
         return build_vision_model(config["model"], config["data"])
+
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        """A batch of two images of the training size, for export."""
+        return (torch.zeros(2, self.spec.in_chans, *self.spec.img_size),)
 
     def __call__(self, inputs: Any, *, top_k: int = 5, batch_size: int = 32) -> Prediction | list[Prediction]:
         """Classify one picture or several.
@@ -117,6 +123,7 @@ class VisionPipeline(Pipeline):
         *,
         top_k: int = 5,
         batch_size: int = 32,
+        **options: Any,
     ) -> int:
         """Classify pictures on disk; the work of ``greylag predict``.
 
@@ -132,8 +139,10 @@ class VisionPipeline(Pipeline):
             0; or 1 if any picture could not be read. Those are reported and skipped, the rest goes on.
 
         Raises:
-            UserError: no such input, no pictures in it, or an output of another kind.
+            UserError: no such input, no pictures in it, an output of another kind, or an unknown option.
         """
+        if options:
+            raise UserError(f"There is no option '{min(options)}' for vision; known are top_k and batch_size.")
         paths = _find_pictures(input)
         failures = count = 0
         with _writer(output, top_k) as write:

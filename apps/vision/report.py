@@ -70,10 +70,12 @@ def curves_of(history: Sequence[dict[str, Any]]) -> dict[str, tuple[list[float],
     """The curves worth drawing: loss and top-1 of training and validation, name -> (epochs, values)."""
     curves: dict[str, tuple[list[float], list[float]]] = {}
     for name in ("train/loss", "val/loss", "train/top1", "val/top1"):
+        # Lightning appends "_epoch" to what is logged by step as well.
+        values = [row.get(name, row.get(f"{name}_epoch")) for row in history]
         points = [
-            (float(row.get("epoch", number)), float(row[name]))
-            for number, row in enumerate(history)
-            if row.get(name) is not None
+            (1.0 + float(row.get("epoch", number)), float(value))
+            for number, (row, value) in enumerate(zip(history, values, strict=True))
+            if value is not None
         ]
         if points:
             curves[name] = ([x for x, _ in points], [y for _, y in points])
@@ -175,10 +177,12 @@ def _page(facts: ReportFacts, pictures: dict[str, str]) -> str:
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{text(facts.title)} - Greylag report</title><style>{_CSS}</style></head><body><main>
-<header><div class="brand">Greylag &middot; vision</div><h1>{text(facts.title)}</h1><p>{text(facts.subtitle)}</p></header>
+<header><div class="brand">Greylag &middot; vision</div>
+<h1>{text(facts.title)}</h1><p>{text(facts.subtitle)}</p></header>
 <div class="cards">{cards}</div>
 {"".join(order)}
-<section><h2>Facts</h2><div class="pair">{_table("Model", facts.model)}{_table("Run", facts.run)}</div>{config}</section>
+<section><h2>Facts</h2>
+<div class="pair">{_table("Model", facts.model)}{_table("Run", facts.run)}</div>{config}</section>
 <section><h2>Go on</h2>{commands}</section>
 </main></body></html>
 """

@@ -138,7 +138,7 @@ def _affine(
 ) -> Transform:
     path = EvalTransform(spec)
     affine = v2.RandomAffine(
-        degrees,
+        (-degrees, degrees),
         translate=(translate, translate),
         scale=(1 - scale, 1 + scale),
         shear=shear or None,
@@ -180,7 +180,9 @@ def _resize_crop(
     mode = InterpolationMode(spec.interpolation)
     geometry = v2.Compose(
         [
-            v2.RandomResizedCrop(list(spec.img_size), scale=tuple(scale), ratio=tuple(ratio), interpolation=mode),
+            v2.RandomResizedCrop(
+                list(spec.img_size), scale=(scale[0], scale[1]), ratio=(ratio[0], ratio[1]), interpolation=mode
+            ),
             v2.RandomHorizontalFlip(hflip),
         ]
     )
@@ -190,7 +192,11 @@ def _resize_crop(
 
     def apply(picture: Any) -> Tensor:
         # Crop first: RandAugment on a whole photo would cost far more than on the crop.
-        image = geometry(picture if isinstance(picture, Image.Image) else to_image_tensor(picture, spec.in_chans))
+        if isinstance(picture, Image.Image):
+            image = geometry(picture)
+        else:
+            # Bicubic resampling shoots over the range of a float image.
+            image = geometry(to_image_tensor(picture, spec.in_chans)).clamp(0.0, 1.0)
         image = to_image_tensor(randaugment(image), spec.in_chans)
         return erase(normalise(jitter(image).clamp(0.0, 1.0), spec))
 
@@ -211,7 +217,8 @@ def _rand_augment(policy: str | None, spec: InputSpec) -> Callable[[Any], Any]:
         return lambda picture: picture
     fill = tuple(min(255, round(255 * value)) for value in spec.mean)
     augment = rand_augment_transform(
-        policy, {"translate_const": int(0.45 * min(spec.img_size)), "img_mean": fill if len(fill) > 1 else fill[0]}
+        policy,
+        {"translate_const": int(0.45 * min(spec.img_size)), "img_mean": fill if spec.in_chans > 1 else max(fill)},
     )
 
     def apply(picture: Any) -> Image.Image:
@@ -226,4 +233,6 @@ def _erase(probability: float) -> Callable[[Tensor], Tensor]:
     """Random erasing with noise (timm's mode "pixel"), after normalisation."""
     if not probability:
         return lambda image: image
-    return v2.RandomErasing(p=probability, scale=(0.02, 1 / 3), ratio=(0.3, 3.3), value="random")
+    # torchvision documents the word "random", and annotates a number.
+    noise: Any = "random"
+    return v2.RandomErasing(p=probability, scale=(0.02, 1 / 3), ratio=(0.3, 3.3), value=noise)

@@ -1,0 +1,6 @@
+"""Vision: image classification with VRWKV-7."""
+
+from apps.vision.model import VRWKV7, build_vision_model
+from apps.vision.pipeline import Prediction, VisionPipeline
+
+__all__ = ["VRWKV7", "Prediction", "VisionPipeline", "build_vision_model"]
