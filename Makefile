@@ -16,6 +16,7 @@ PIP_FLAGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.greylag-installed
 CANDIDATES := python3 python3.12 python3.11 python3.13 python3.14 python
+TRIED := $(or $(PYTHON),python3)
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
@@ -28,17 +29,21 @@ install: $(STAMP)
 
 # The stamp is written last: an installation that breaks midway is taken up again by the next call.
 $(STAMP): pyproject.toml constraints.txt
-	@if ! "$(BIN)/python" -c "" 2>/dev/null; then \
-	  python="$(PYTHON)"; \
+	@if ! "$(BIN)/python" -m pip --version >/dev/null 2>&1; then \
+	  found=""; \
 	  for candidate in $(if $(PYTHON),"$(PYTHON)",$(CANDIDATES)); do \
-	    if "$$candidate" -c "import sys, venv; sys.exit(sys.version_info < (3, 11))" 2>/dev/null; then python="$$candidate"; break; fi; \
-	    python=""; \
+	    if "$$candidate" -c "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))" 2>/dev/null; then \
+	      found="$$candidate"; break; \
+	    fi; \
 	  done; \
-	  if [ -z "$$python" ]; then \
-	    echo "greylag needs Python 3.11 or newer with the venv module, but $(or $(PYTHON),python3) is $$($(or $(PYTHON),python3) --version 2>&1 | head -n 1 || true): install one, or name it with make PYTHON=/path/to/python3.12" >&2; exit 2; \
+	  if [ -z "$$found" ]; then \
+	    version="$$("$(TRIED)" --version 2>/dev/null)" || version="missing"; \
+	    echo "Greylag needs Python 3.11 or newer with its venv module, but $(TRIED) is $$version:" \
+	      "install one, or name it, as in: make $(MAKECMDGOALS) PYTHON=/usr/bin/python3.12" >&2; \
+	    exit 2; \
 	  fi; \
-	  echo "Making $(VENV) with $$("$$python" --version)"; \
-	  "$$python" -m venv "$(VENV)"; \
+	  echo "Making $(VENV) with $$("$$found" --version)"; \
+	  "$$found" -m venv "$(VENV)"; \
 	fi
 	@rm -f "$(STAMP)"
 	@echo "Installing greylag into $(VENV) (the first time this downloads PyTorch: some gigabytes, some minutes)"
