@@ -49,7 +49,7 @@ class _Layout(NamedTuple):
         # Equal chunks, rounded to 4 for vector units: 196 steps become 7 x 28 and pad nothing. Written without a
         # branch and in whole numbers, so that torch.export can carry a free length through.
         share = _ceil_div(steps, _ceil_div(steps, CHUNK))
-        size = torch.sym_min(steps, 4 * _ceil_div(share, 4))
+        size: int = torch.sym_min(steps, 4 * _ceil_div(share, 4))  # pyright: ignore[reportAssignmentType]
         return cls(batch, steps, heads, _ceil_div(steps, size), size)
 
     def cut(self, x: Tensor, dtype: torch.dtype) -> Tensor:

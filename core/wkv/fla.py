@@ -155,7 +155,10 @@ def _op_backward(
     state: Tensor | None, reset: Tensor | None,
 ) -> list[Tensor]:  # fmt: skip
     floats = [r, log_w, k, v, a, b] + ([] if state is None else [state])
-    with torch.enable_grad():
+    # A custom op runs below autograd: without this, what is not fla's own autograd function (a cast, a reshape)
+    # would leave no trace, and its gradient would be lost without a word.
+    below_autograd = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
+    with torch.enable_grad(), below_autograd:
         leaves = [x.detach().requires_grad_() for x in floats]
         r, log_w, k, v, a, b, *rest = leaves
         y, final = _eager(r, log_w, k, v, a, b, rest[0] if rest else None, reset, dfinal is not None)
