@@ -213,7 +213,7 @@ section { background: white; border: 1px solid var(--line); border-radius: 10px;
 .caption { color: var(--soft); font-size: 13px; }
 img { max-width: 100%; height: auto; display: block; margin: 0 auto; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 20px; align-items: start; }
-main > .pair { margin-top: 20px; } main > .pair > section { margin-top: 0; }
+main > .pair { margin-top: 20px; align-items: stretch; } main > .pair > section { margin-top: 0; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 caption { text-align: left; font-weight: 600; padding: 6px 0; color: var(--accent); }
 th, td { text-align: left; padding: 5px 12px 5px 0; border-top: 1px solid var(--line); vertical-align: top; }

@@ -20,6 +20,7 @@ from apps.vision.report import ReportFacts, write_report
 from apps.vision.transforms import InputSpec, denormalise
 from core.errors import UserError
 from core.train.data import DataModule
+from core.train.runs import shown_path
 from core.train.task import Task
 
 Batch = tuple[Tensor, Tensor]
@@ -156,7 +157,7 @@ class VisionTask(Task):
         if probabilities.shape[1] > 5:
             headline.insert(1, (f"{100 * top5.float().mean():.2f}%", "test accuracy (top-5)"))
         if epochs:
-            headline.append((f"{epochs}", "epochs"))
+            headline.append((f"{epochs}", "epochs" + _duration(history)))
         config = run / "config.yaml"
         return ReportFacts(
             title=f"{facts['dataset']}",
@@ -169,7 +170,7 @@ class VisionTask(Task):
             headline=headline,
             history=history,
             model=self._model_rows(),
-            run=self._run_rows(facts),
+            run=self._run_rows(facts, data.seed),
             config=config.read_text(encoding="utf-8") if config.is_file() else "",
             commands=_commands(run),
             split=facts.get("test_split", "test"),
@@ -191,13 +192,13 @@ class VisionTask(Task):
             *rows,
         ]
 
-    def _run_rows(self, facts: dict[str, Any]) -> list[tuple[str, str]]:
+    def _run_rows(self, facts: dict[str, Any], seed: int) -> list[tuple[str, str]]:
         sizes = facts["sizes"]
         loss = f"cross-entropy, label smoothing {self.label_smoothing:g}"
         optim = {k: v for k, v in self.hparams["optim"].items() if v is not None}
         return [
             ("data", f"{facts['dataset']}: {sizes['train']:,} train, {sizes['val']:,} val, {sizes['test']:,} test"),
-            ("split seed", str(facts["split_seed"])),
+            ("seed", f"{seed} (of the run), {facts['split_seed']} (of the split into train, val and test)"),
             ("loss", loss),
             ("optimiser", ", ".join(f"{k}={v}" for k, v in optim.items())),
             ("device", f"{self.device} ({platform.processor() or platform.machine()})"),
@@ -237,19 +238,26 @@ class VisionTask(Task):
             writer.add_figure("val/answers", figures.picture_grid(items), self.global_step)
 
 
+def _duration(history: list[dict[str, Any]]) -> str:
+    """Such as " in 70 seconds", by the last row's clock; nothing if the history kept none."""
+    seconds = next((float(row["seconds"]) for row in reversed(history) if row.get("seconds")), 0.0)
+    if not seconds:
+        return ""
+    if seconds < 100:
+        return f" in {seconds:.0f} seconds"
+    return f" in {seconds / 60:.1f} minutes" if seconds < 6000 else f" in {seconds / 3600:.1f} hours"
+
+
 def _commands(run: Path) -> list[tuple[str, str]]:
     """What to do next, as commands that can be pasted."""
-    try:
-        run = run.resolve().relative_to(Path.cwd())
-    except ValueError:
-        run = run.resolve()
+    folder = shown_path(run)
     return [
-        ("Classify your own pictures:", f"greylag predict run={run} input=photo.jpg"),
+        ("Classify your own pictures:", f"greylag predict run={folder} input=photo.jpg"),
         (
             "The same in Python:",
             "from apps.vision import VisionPipeline\n"
-            f'pipe = VisionPipeline.from_pretrained("{run}/model")\nprint(pipe("photo.jpg"))',
+            f'pipe = VisionPipeline.from_pretrained("{folder}/model")\nprint(pipe("photo.jpg"))',
         ),
-        ("Evaluate again:", f"greylag evaluate run={run}"),
-        ("Look at the curves:", f"tensorboard --logdir {run}/log"),
+        ("Evaluate again:", f"greylag evaluate run={folder}"),
+        ("Look at the curves:", f"tensorboard --logdir {folder}/log"),
     ]

@@ -220,6 +220,9 @@ def _rand_augment(policy: str | None, spec: InputSpec) -> Callable[[Any], Any]:
         policy,
         {"translate_const": int(0.45 * min(spec.img_size)), "img_mean": fill if spec.in_chans > 1 else max(fill)},
     )
+    for op in augment.ops:
+        if op.name.startswith("Posterize"):
+            op.level_fn = _keeping_a_bit(op.level_fn)
 
     def apply(picture: Any) -> Image.Image:
         if not isinstance(picture, Image.Image):
@@ -227,6 +230,11 @@ def _rand_augment(policy: str | None, spec: InputSpec) -> Callable[[Any], Any]:
         return augment(picture.convert("L" if spec.in_chans == 1 else "RGB"))
 
     return apply
+
+
+def _keeping_a_bit(level_of: Callable[..., tuple[int, ...]]) -> Callable[..., tuple[int, ...]]:
+    """timm posterises down to 0 bits at its highest magnitudes, which Pillow 13 refuses; 1 is the next best."""
+    return lambda *args: (max(1, level_of(*args)[0]),)
 
 
 def _erase(probability: float) -> Callable[[Tensor], Tensor]:

@@ -184,3 +184,10 @@ def test_wrong_augmentation_is_explained() -> None:
         train_transform({"kind": "afine"}, spec())
     with pytest.raises(UserError, match="paddin"):
         train_transform({"kind": "crop", "paddin": 2}, spec())
+
+
+def test_rand_augment_survives_its_highest_magnitude() -> None:
+    """timm's posterize asks Pillow for 0 bits there, which Pillow 13 refuses."""
+    transform = train_transform({"kind": "crop", "auto_augment": "rand-m10-n15-inc1"}, spec())
+    for _ in range(20):
+        assert transform(Image.fromarray(RGB)).isfinite().all()
