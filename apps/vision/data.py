@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torchvision.datasets import CIFAR10 as TorchvisionCIFAR10
 
-from apps.vision.datasets import ImageSet, cache_folder, class_folders, read_class_folders, unpack_once
+from apps.vision.datasets import ImageSet, cache_folder, class_folders, fill_once, read_class_folders, unpack_once
 from apps.vision.splits import stratified_split
 from apps.vision.transforms import EvalTransform, InputSpec, train_transform
 from core.errors import UserError
@@ -146,18 +146,11 @@ class CIFAR10(VisionData):
         self.title = "CIFAR-10" if self.folder is None else "CIFAR-10 (JPEG)"
         self.val_fraction = val_fraction
 
-    def prepare_data(self) -> None:
-        """Unpack or download, once per machine."""
-        if self.folder is None:
-            self._download()
-        else:
-            for split in ("train", "test"):
-                self._split_folder(self.folder, split)
-
     def setup(self, stage: str | None = None) -> None:
-        """List the files (or load torchvision's arrays) and split."""
+        """Unpack or download if that was never done on this machine; list the pictures and split."""
         if self.folder is None:
-            train, test = (TorchvisionCIFAR10(str(cache_folder() / "cifar10"), train=t) for t in (True, False))
+            root = str(self._download())
+            train, test = TorchvisionCIFAR10(root, train=True), TorchvisionCIFAR10(root, train=False)
             self.class_names = list(train.classes)
             images = ImageSet(list(train.data), list(train.targets), self.train_transform)
             self.test_set = ImageSet(list(test.data), list(test.targets), self.eval_transform)
@@ -195,10 +188,10 @@ class CIFAR10(VisionData):
         return unpack_once(folder / f"{split}.tar.gz", cache_folder() / "cifar10-jpeg" / split)
 
     @staticmethod
-    def _download() -> None:
+    def _download() -> Path:
         target = cache_folder() / "cifar10"
         try:
-            TorchvisionCIFAR10(str(target), download=True)
+            return fill_once(target, lambda folder: TorchvisionCIFAR10(str(folder), download=True))
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"CIFAR-10 could not be downloaded to '{target}' ({error}); "

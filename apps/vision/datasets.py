@@ -106,19 +106,32 @@ def cache_folder() -> Path:
 def unpack_once(archive: Path, target: Path) -> Path:
     """Unpack a tar archive to ``target`` unless it is there already; whole or not at all.
 
-    The files are written beside the target and moved there by one rename, so that a killed run leaves no
-    half-filled folder behind that a later one would take for the data, and two runs may race.
-
     Raises:
-        UserError: the archive is damaged or the disk cannot take it.
+        UserError: the archive is missing or damaged, or the disk cannot take it.
+    """
+
+    def unpack(folder: Path) -> None:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+
+    try:
+        return fill_once(target, unpack)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(f"'{archive}' could not be unpacked to '{target}': {error}.") from error
+
+
+def fill_once(target: Path, fill: Callable[[Path], Any]) -> Path:
+    """Make the folder ``target`` by ``fill(folder)`` unless it is there already.
+
+    The files are written beside the target and moved there by one rename, so that a killed run leaves no
+    half-filled folder behind that a later one would take for the data, and several processes may race.
     """
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        with tarfile.open(archive) as tar:
-            tar.extractall(scratch, filter="data")
+        fill(scratch)
         # mkdtemp makes it private; the data are as public as any other folder of the user.
         scratch.chmod(0o755)
         try:
@@ -126,8 +139,6 @@ def unpack_once(archive: Path, target: Path) -> Path:
         except OSError:
             if not target.is_dir():
                 raise
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise UserError(f"'{archive}' could not be unpacked to '{target}': {error}.") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target

@@ -91,7 +91,6 @@ def test_cifar_from_folders_holds_out_validation(tmp_path: Path) -> None:
     write_pictures(tmp_path / "train", {"cat": 20, "dog": 30})
     write_pictures(tmp_path / "test", {"cat": 2, "dog": 3})
     data = CIFAR10(root=str(tmp_path), val_fraction=0.1)
-    data.prepare_data()
     data.setup()
     assert data.describe()["sizes"] == {"train": 45, "val": 5, "test": 5}
     assert Counter(data.val_set.targets) == {0: 2, 1: 3}
@@ -114,7 +113,6 @@ def test_cifar_is_unpacked_once_and_whole(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("GREYLAG_CACHE", str(tmp_path / "cache"))
     for _ in range(2):
         data = CIFAR10(val_fraction=0.25)
-        data.prepare_data()
         data.setup()
         assert data.describe()["sizes"] == {"train": 6, "val": 2, "test": 8}
         for split in ("train", "test"):  # the second round must do without the archives' content
@@ -149,6 +147,46 @@ def test_cifar_root_must_hold_both_splits(tmp_path: Path) -> None:
         CIFAR10(root=str(tmp_path))
 
 
+def test_without_files_torchvision_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GREYLAG_SHARED", raising=False)
+    monkeypatch.setenv("GREYLAG_CACHE", str(tmp_path / "cache"))
+    downloads: list[str] = []
+
+    class StandIn:
+        """torchvision's CIFAR10 as far as it is used, with a download that counts."""
+
+        classes = ("cat", "dog")
+
+        def __init__(self, root: str, train: bool = True, download: bool = False) -> None:
+            if download:
+                downloads.append(root)
+                (Path(root) / "batch").touch()
+            assert (Path(root) / "batch").exists()
+            self.data = np.zeros((20 if train else 4, 32, 32, 3), np.uint8)
+            self.targets = [i % 2 for i in range(len(self.data))]
+
+    monkeypatch.setattr("apps.vision.data.TorchvisionCIFAR10", StandIn)
+    for _ in range(2):
+        data = CIFAR10(val_fraction=0.1)
+        data.setup()
+        assert (data.title, data.describe()["sizes"]) == ("CIFAR-10", {"train": 18, "val": 2, "test": 4})
+        assert data.train_set[0][0].shape == (3, 32, 32)
+    assert len(downloads) == 1
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["cifar10"]
+
+
+def test_no_network_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.delenv("GREYLAG_SHARED", raising=False)
+    monkeypatch.setenv("GREYLAG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("apps.vision.data.TorchvisionCIFAR10", offline)
+    with pytest.raises(UserError, match=r"data\.root"):
+        CIFAR10().setup()
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
 def test_the_real_cifar(shared_data: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = shared_data("cifar10/test.tar.gz").parent
     for split in ("train", "test"):  # the small archive stands for both: unpacking 50,000 files takes a while
@@ -156,7 +194,6 @@ def test_the_real_cifar(shared_data: Callable[[str], Path], tmp_path: Path, monk
         (tmp_path / "packed" / f"{split}.tar.gz").symlink_to(folder / "test.tar.gz")
     monkeypatch.setenv("GREYLAG_CACHE", str(tmp_path / "cache"))
     data = CIFAR10(root=str(tmp_path / "packed"), val_fraction=0.1)
-    data.prepare_data()
     data.setup()
     assert data.describe()["sizes"] == {"train": 9000, "val": 1000, "test": 10000}
     assert data.class_names[0] == "airplane"
