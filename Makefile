@@ -51,10 +51,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch "$(STAMP)"
 
 demo: $(STAMP)
-	"$(BIN)/greylag" train experiment=vision/digits $(ARGS)
+	"$(BIN)/greylag" demo $(ARGS)
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n $(JOBS) $(ARGS)
+	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(STAMP)
 	"$(BIN)/ruff" check .

@@ -39,7 +39,7 @@ def complaints(command: str) -> Iterator[str]:
         if group in GROUPS and name != "null" and not (ROOT / "configs" / group / f"{name}.yaml").exists():
             yield f"no configs/{group}/{name}.yaml"
     if verb := re.match(r"(?:\S*/)?greylag ([a-z]+)\b", command):
-        from core.cli import VERBS
+        from core.cli.command import VERBS
 
         if verb[1] not in VERBS:
             yield f"no verb {verb[1]}"

@@ -19,6 +19,7 @@ from core.lm import RWKV7LM
 
 TOLERANCE = 1e-5  # of logits with a standard deviation of one
 VOCABULARY = 200
+SHAPES = [(128, 2, 64), (192, 3, 32), (768, 2, 64), (64, 1, 64)]  # width, layers, head size
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("rwkv") is None, reason="the rwkv package is not installed")
 
@@ -31,24 +32,25 @@ class Case(NamedTuple):
     theirs: dict[str, Any]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[(128, 2, 64), (192, 3, 32), (768, 2, 64), (64, 1, 64)],
-    ids=lambda shape: "C{}-L{}-N{}".format(*shape),
-)
-def case(
-    request: pytest.FixtureRequest, hard_lm: Callable[..., RWKV7LM], tmp_path_factory: pytest.TempPathFactory
-) -> Case:
-    dim, num_layers, head_dim = request.param
+@pytest.fixture(scope="module")
+def results(hard_lm: Callable[..., RWKV7LM], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of models, the tokens, and the package's results, all made by one process."""
     folder = tmp_path_factory.mktemp("rwkv")
-    save_blinkdl(hard_lm(VOCABULARY, dim, num_layers, head_dim), folder / "model.pth")
+    for dim, num_layers, head_dim in SHAPES:
+        save_blinkdl(hard_lm(VOCABULARY, dim, num_layers, head_dim), folder / f"{dim}-{num_layers}-{head_dim}.pth")
     tokens = torch.randint(VOCABULARY, (100,), generator=torch.Generator().manual_seed(3))
     (folder / "tokens.json").write_text(json.dumps(tokens.tolist()))
-    files = [str(folder / name) for name in ("model", "tokens.json", "result.pt")]
-    script = str(Path(__file__).with_name("run_rwkv.py"))
-    done = subprocess.run([sys.executable, script, *files], capture_output=True, text=True, timeout=300, check=False)
+    command = [sys.executable, str(Path(__file__).with_name("run_rwkv.py")), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    return Case(load_blinkdl(folder / "model.pth"), tokens[None], torch.load(folder / "result.pt", weights_only=True))
+    return folder
+
+
+@pytest.fixture(params=SHAPES, ids=lambda shape: "C{}-L{}-N{}".format(*shape))
+def case(request: pytest.FixtureRequest, results: Path) -> Case:
+    path = results / "{}-{}-{}.pth".format(*request.param)
+    tokens = torch.tensor(json.loads((results / "tokens.json").read_text()))
+    return Case(load_blinkdl(path), tokens[None], torch.load(path.with_suffix(".result"), weights_only=True))
 
 
 @torch.no_grad()
