@@ -112,7 +112,12 @@ class Pipeline(ModelHubMixin):
         return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{self.card_text()}")
 
 
-def _find(name: str, revision: str | None, download: dict[str, Any]) -> Path:
+def read_model_config(name: str, revision: str | None = None) -> dict[str, Any]:
+    """The config.json of a model folder or Hub id, as plain data."""
+    return files.read_json(_find(name, revision, {}, weights=False) / CONFIG)
+
+
+def _find(name: str, revision: str | None, download: dict[str, Any], *, weights: bool = True) -> Path:
     """The folder that holds the model: given, inside a run folder, or downloaded."""
     for folder in (Path(name).expanduser(), Path(name).expanduser() / "model"):
         if (folder / CONFIG).is_file():
@@ -120,7 +125,7 @@ def _find(name: str, revision: str | None, download: dict[str, Any]) -> Path:
     if Path(name).expanduser().exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(f"'{name}' holds no model: expected a folder with {CONFIG} and {WEIGHTS}, or a Hub id.")
     try:
-        wanted = [CONFIG, CARD, "*.safetensors", "*.safetensors.index.json"]
+        wanted = [CONFIG, CARD, *(["*.safetensors", "*.safetensors.index.json"] if weights else [])]
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, **download))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]

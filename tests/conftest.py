@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,3 +79,35 @@ def nan_empty(monkeypatch: pytest.MonkeyPatch) -> None:
         (torch.Tensor, "new_empty_strided"),
     ):
         monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+
+
+@pytest.fixture
+def tiny_app(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The harness's test app (tests/train/tinyapp) can be named by configurations, here and in child processes."""
+    folder = REPOSITORY / "tests" / "train" / "tinyapp"
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    )
+    monkeypatch.setenv("GREYLAG_TARGETS", "tinyapp")
+    monkeypatch.setenv("GREYLAG_CONFIGS", str(folder / "configs"))
+    return folder
+
+
+@pytest.fixture
+def greylag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`greylag("train", ...)` runs the command in a process of its own, in `tmp_path`, and returns what it said."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "core.cli", *words],
+            cwd=tmp_path,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+
+    return run

@@ -116,7 +116,10 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
+        new.touch()
+        mode = new.stat().st_mode  # what the user's umask gives; safetensors makes files for their owner alone
         write(new)
+        new.chmod(mode)
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)

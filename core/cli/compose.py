@@ -133,7 +133,8 @@ def _explain(error: HydraException, overrides: list[str]) -> str:
     if found := re.search(r"Key '([^']+)' (?:is )?not in (?:struct|'RunConfig')", text + str(error.__cause__)):
         return f"There is no option '{found[1]}'{did_you_mean(found[1], flat_keys(_without(overrides, found[1])))}"
     if isinstance(error, MissingConfigException):
-        return f"There is no configuration '{error.missing_cfg_file}'{did_you_mean(str(error.missing_cfg_file), error.options or [])}"
+        name = str(error.missing_cfg_file)
+        return f"There is no configuration '{name}'{did_you_mean(name, list(error.options or []))}"
     if isinstance(error, ConfigCompositionException) and isinstance(error.__cause__, OmegaConfBaseException):
         return _explain_value(error.__cause__)
     return " ".join(text.split())

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.cli.places import config_folder
 from core.errors import UserError
+
+if TYPE_CHECKING:
+    from core.train.runs import RunFolder
 
 HELP = """
 usage: greylag train experiment=NAME [key=value ...]
@@ -28,8 +31,13 @@ Own configurations: hydra.searchpath=[file:///my/configs], or GREYLAG_CONFIGS=/m
 """
 
 
-def run(arguments: list[str]) -> int:
-    """Train; returns the exit status."""
+def run(arguments: list[str], finished: list[RunFolder] | None = None) -> int:
+    """Train; returns the exit status.
+
+    Args:
+        arguments: the words after the verb.
+        finished: gets the folders of the runs that ended well.
+    """
     if any(word.startswith("run=") for word in arguments):
         return _resume(arguments)
     from core.cli.compose import compose_run, search_path
@@ -38,7 +46,7 @@ def run(arguments: list[str]) -> int:
     flags = [word for word in arguments if word.startswith("-")]
     if not {"--cfg", "-c", "--info", "-i"} & set(flags):
         compose_run(words)  # tells mistakes better than Hydra's own main
-    return _with_hydra([*arguments, *search_path(words)])
+    return _with_hydra([*arguments, *search_path(words)], finished if finished is not None else [])
 
 
 def _resume(arguments: list[str]) -> int:
@@ -59,7 +67,7 @@ def _resume(arguments: list[str]) -> int:
     return 0
 
 
-def _with_hydra(arguments: list[str]) -> int:
+def _with_hydra(arguments: list[str], finished: list[RunFolder]) -> int:
     """Hand over to Hydra, which composes again and, with -m, calls the job once per point."""
     import hydra
 
@@ -71,16 +79,15 @@ def _with_hydra(arguments: list[str]) -> int:
         # Lightning starts further processes with the command in sys.argv, which must have its verb again.
         sys.argv = command
         try:
-            return _job(config)
+            return _job(config, finished)
         except Exception as error:
-            raise _Leave from error  # past Hydra, which would print a trace
+            raise _Leave(error) from error  # past Hydra, which would print a trace
 
     sys.argv = [command[0], *arguments]
     try:
         job()
     except _Leave as leave:
-        assert leave.__cause__ is not None
-        raise leave.__cause__ from None
+        raise leave.error from leave.error.__cause__
     finally:
         sys.argv = command
     return 0
@@ -89,12 +96,17 @@ def _with_hydra(arguments: list[str]) -> int:
 class _Leave(BaseException):
     """Carries an error through Hydra's job runner, which handles every Exception itself."""
 
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
-def _job(config: Any) -> float | None:
+
+def _job(config: Any, finished: list[RunFolder]) -> float | None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     from core.cli.compose import plain
+    from core.cli.terminal import first_process
     from core.train.runs import RunFolder
 
     content = plain(config)
@@ -103,13 +115,15 @@ def _job(config: Any) -> float | None:
         _refuse_split_sweep(content)
     if content["check"]:
         return _check(content)
-    if not _first_process():
+    if not first_process():
         folder = None
     elif sweeping:
         folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     else:
         folder = RunFolder.create(content["runs_dir"], content["app"], content["name"])
     metrics = _execute(content, folder, resume=False)
+    if folder is not None:
+        finished.append(folder)
     return metrics.get(content["monitor"]["metric"] or "")
 
 
@@ -136,16 +150,11 @@ def _check(config: dict[str, Any]) -> None:
 
 
 def _execute(config: dict[str, Any], folder: Any, *, resume: bool) -> dict[str, float]:
-    from rich.console import Console
-
     from core.cli.check import problems_of
+    from core.cli.terminal import console
     from core.train.session import train
 
     if problems := problems_of(config):
         raise UserError(problems[0])
     config = {**config, "run": None, "check": False}
-    return train(config, folder, Console(quiet=not _first_process()), resume=resume)
-
-
-def _first_process() -> bool:
-    return all(int(os.environ.get(name) or 0) == 0 for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return train(config, folder, console(), resume=resume)

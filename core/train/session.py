@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
@@ -135,15 +135,13 @@ def _build(config: dict[str, Any], run: RunFolder, console: Console) -> Session:
 def _finish(session: Session) -> dict[str, float]:
     """Evaluate the weights that count, write the model and the report, say where everything is."""
     trainer, run = session.trainer, RunFolder(session.checkpoints.folder.parent)
-    # The average is in the checkpoint already; its callback would swap in the last one instead of the best.
-    trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
+    # The average is in the checkpoint already: its callback would swap in the last one for the best. And loading
+    # the best checkpoint would set the others back to its epoch.
+    trainer.callbacks = [c for c in trainer.callbacks if isinstance(c, StepSeeds)]  # type: ignore[attr-defined]
     path = session.checkpoints.final_path
     metrics = evaluate(trainer, session.task, session.data, path)
     if not trainer.is_global_zero:
         return metrics
-    for name in ("train/loss", "train/top1"):
-        if session.history.rows and name in session.history.rows[-1]:
-            metrics = {name: session.history.rows[-1][name], **metrics}
     write_model(session.config, session.task, run, metrics)
     run.merge_metrics(
         {

@@ -69,4 +69,4 @@ def quieten() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
-    warnings.filterwarnings("ignore", module=r"lightning\.", category=UserWarning)
+    warnings.filterwarnings("ignore", module=r"lightning\.")
