@@ -23,6 +23,7 @@ from timm.layers import PatchEmbed, resample_abs_pos_embed
 from torch import Tensor, nn
 
 from core.backbone import Backbone
+from core.errors import UserError
 from core.layers.context import Context
 
 
@@ -219,27 +220,30 @@ def build_vision_model(model: dict[str, Any], data: dict[str, Any]) -> VRWKV7:
         data: a data module's ``describe()``.
 
     Raises:
-        ValueError: an unknown name or option, with the nearest known one.
+        UserError: an unknown name or option, with the nearest known one; sizes that do not fit.
     """
     options = dict(model)
     name = options.pop("name", "vrwkv7")
     if name not in MODELS:
-        raise ValueError(f"There is no vision model '{name}'; choose one of {', '.join(MODELS)}.")
+        raise UserError(f"There is no vision model '{name}'; choose one of {', '.join(MODELS)}.")
     known = [p for p in inspect.signature(MODELS[name]).parameters if p not in _FROM_DATA]
     for key in options:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             why = "the data decide it" if key in _FROM_DATA else f"known are {', '.join(known)}"
-            raise ValueError(
+            raise UserError(
                 f"The model '{name}' has no option '{key}'" + (f", did you mean '{near[0]}'?" if near else f"; {why}.")
             )
     size = data["img_size"]
-    return MODELS[name](
-        img_size=size if isinstance(size, int) else (int(size[0]), int(size[1])),
-        in_chans=data["in_chans"],
-        num_classes=data["num_classes"],
-        **options,
-    )
+    try:
+        return MODELS[name](
+            img_size=size if isinstance(size, int) else (int(size[0]), int(size[1])),
+            in_chans=data["in_chans"],
+            num_classes=data["num_classes"],
+            **options,
+        )
+    except ValueError as error:  # of the core's layers: names and sizes that do not fit
+        raise UserError(f"The model '{name}' cannot be built: {error}") from error
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from apps.vision.model import VRWKV7, build_vision_model, count_parameters
+from core.errors import UserError
 from core.init import parameter_groups
 from core.layers import SCANS
 
@@ -197,11 +198,12 @@ def test_parameter_counts_of_the_sizes(size: str, count: int, model_config: Any)
 
 
 def test_wrong_options_are_answered_with_the_right_ones() -> None:
-    with pytest.raises(ValueError, match="did you mean 'embed_dim'"):
+    with pytest.raises(UserError, match="did you mean 'embed_dim'"):
         build_vision_model({"embed_dm": 32}, DATA)
-    with pytest.raises(ValueError, match="the data decide"):
+    with pytest.raises(UserError, match="the data decide"):
         build_vision_model({"num_classes": 3}, DATA)
-    with pytest.raises(ValueError, match="vrwkv7"):
+    with pytest.raises(UserError, match="vrwkv7"):
         build_vision_model({"name": "resnet"}, DATA)
-    with pytest.raises(ValueError, match="head_dim"):
-        build_vision_model({"embed_dim": 30, "head_dim": 16}, DATA)
+    for wrong in ({"embed_dim": 30, "head_dim": 16}, {"mixer": "atention"}, {"scan": "split4", "embed_dim": 64}):
+        with pytest.raises(UserError, match=r"head_dim|attention|heads"):
+            build_vision_model(wrong, DATA)
