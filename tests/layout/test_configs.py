@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
+
+from core.cli.check import problems_of
+from core.cli.compose import compose_run, plain
 
 ROOT = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(ROOT.rglob("*.yaml"))
-EXPERIMENTS = [
-    str(path.relative_to(ROOT / "experiment").with_suffix("")) for path in FILES if "experiment" in path.parts
-]
+EXPERIMENTS = [path for path in FILES if path.is_relative_to(ROOT / "experiment")]
 LIBRARIES = ("torch", "torchvision", "torchaudio", "torchmetrics", "lightning", "timm", "open_clip")
 
 
@@ -87,3 +89,48 @@ def test_file_begins_with_what_it_is(path: Path) -> None:
     lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
     assert lines
     assert lines[0].startswith("# ")
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=named)
+def test_experiment_composes_and_is_sound(path: Path) -> None:
+    """All that `greylag train experiment=... check=true` looks at: classes, their options, optimiser, trainer."""
+    name = path.relative_to(ROOT / "experiment").with_suffix("")
+    config = plain(compose_run([f"experiment={name}"]))
+    assert problems_of(config) == []
+    assert config["app"] == name.parts[0] == owner(path)
+    assert config["name"] == name.name
+
+
+def experiment_of(app: str | None) -> str:
+    """The first experiment of an app, or of any."""
+    names = [path.relative_to(ROOT / "experiment").with_suffix("") for path in EXPERIMENTS]
+    return f"experiment={next(name for name in names if app in (None, name.parts[0]))}"
+
+
+def options(group: str) -> list[str]:
+    """`group=option` words, each with an experiment that it is an option of."""
+    words = []
+    for path in sorted((ROOT / group).rglob("*.yaml")):
+        option = path.relative_to(ROOT / group).with_suffix("")
+        words.append(f"{experiment_of(owner(path))} {group}={option}")
+    return words
+
+
+@pytest.mark.parametrize(
+    "words",
+    [word for group in ("model", "optim", "logger", "callbacks", "debug", "trainer") for word in options(group)],
+)
+def test_option_composes(words: str) -> None:
+    """Each option of each group goes with an experiment, keys and values alike."""
+    config = plain(compose_run(words.split()))
+    gpu = config["trainer"]["accelerator"] == "gpu"
+    assert [problem for problem in problems_of(config) if not gpu] == []
+
+
+@pytest.mark.parametrize("words", options("data"))
+def test_dataset_composes(words: str) -> None:
+    """Data sets that need a folder of the user's say `root: ???`."""
+    config = compose_run(words.split())
+    if OmegaConf.is_missing(config.data, "root"):
+        config.data.root = "somewhere"
+    assert problems_of(plain(config)) == []
