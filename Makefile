@@ -20,7 +20,7 @@ TRIED := $(or $(PYTHON),python3)
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format bench clean lock
+.PHONY: help install demo test lint ruff types contracts format bench clean lock
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -56,10 +56,16 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-lint: $(STAMP)
+lint: ruff types contracts
+
+ruff: $(STAMP)
 	"$(BIN)/ruff" check .
 	"$(BIN)/ruff" format --check .
+
+types: $(STAMP)
 	"$(BIN)/pyright" --pythonpath "$(BIN)/python"
+
+contracts: $(STAMP)
 	"$(BIN)/lint-imports"
 
 format: $(STAMP)
