@@ -10,8 +10,9 @@ from core.errors import UserError
 
 def problems_of(config: Mapping[str, Any]) -> list[str]:
     """One sentence for each thing that would go wrong later; empty if all is well."""
+    from core.train.averaging import check_decay
     from core.train.instantiate import TARGET, check_target, find_class, targets
-    from core.train.optim import schedule_factor
+    from core.train.optim import check_name, schedule_factor
     from core.train.trainers import check_trainer
 
     problems: list[str] = []
@@ -33,7 +34,11 @@ def problems_of(config: Mapping[str, Any]) -> list[str]:
         provided = {"save_dir": ""} if where.startswith("logger.") else harness.get(where, {})
         note(lambda where=where, part=part, provided=provided: check_target(part, where, provided))
     note(lambda: check_trainer(config["trainer"]))
+    note(lambda: check_name(config["optim"]))
     note(lambda: schedule_factor(config["optim"], 100))
+    note(lambda: check_decay(config["ema"]))
+    if config["monitor"]["mode"] not in ("max", "min"):
+        problems.append(f"monitor.mode is '{config['monitor']['mode']}'; expected max or min.")
     if config["pipeline"]:
         note(lambda: find_class(config["pipeline"]))
     return problems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Any
 
@@ -17,6 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from core.cli.places import config_folder, config_folders, groups, options_of
 from core.cli.schema import RunConfig
 from core.errors import UserError, did_you_mean
+
+_FREE = re.compile(r"(trainer|data|task)\.[A-Za-z]\w*=")
 
 ConfigStore.instance().store(name="schema", node=RunConfig)
 
@@ -36,6 +39,15 @@ def parse(arguments: list[str]) -> list[Override]:
         ) from error
 
 
+def free_keys(arguments: list[str]) -> list[str]:
+    """Words such as ``trainer.max_steps=5`` as ``++trainer.max_steps=5``.
+
+    A configuration names the usual options of the trainer, the data and the task, not all their classes have.
+    Those may be given all the same; the class's signature says later whether there is such an option.
+    """
+    return [f"++{word}" if _FREE.match(word) else word for word in arguments]
+
+
 def search_path(arguments: list[str]) -> list[str]:
     """The override that adds users' own config folders, unless the command brings one."""
     own = config_folders()[:-1]
@@ -50,8 +62,12 @@ def compose_run(arguments: list[str]) -> DictConfig:
     Raises:
         UserError: unknown keys, groups or options, values of the wrong kind.
     """
-    overrides = [_first_point(override) for override in parse(arguments)]
-    if not any(word.lstrip("+").startswith(("experiment=", "app=")) for word in overrides):
+    overrides = [_first_point(override) for override in parse(free_keys(arguments))]
+    keys = [word.lstrip("+~").partition("=")[0] for word in overrides]
+    if "experiment" not in keys and "app" not in keys:
+        for key in keys:
+            if difflib.get_close_matches(key, ["experiment", "app"]):
+                raise UserError(f"There is no option '{key}'; did you mean 'experiment'?")
         known = ", ".join(options_of("experiment")) or "none yet"
         raise UserError(f"Say what to train: greylag train experiment=NAME; there are: {known}.")
     _check_options(overrides)
@@ -141,16 +157,21 @@ def _explain(error: HydraException, overrides: list[str]) -> str:
 
 
 def _explain_key(key: str, overrides: list[str]) -> str:
-    choices = [*flat_keys(_without(overrides, key)), *groups()]
-    return f"There is no option '{key}'{did_you_mean(key, choices, shown=0)}" + (
-        "" if "." not in key else _siblings(key, choices)
-    )
+    """Neighbours first among the key's own siblings, then anywhere."""
+    keys = flat_keys(_without(overrides, key))
+    parent, _, leaf = key.rpartition(".")
+    siblings = [name.rpartition(".")[2] for name in keys if name.rpartition(".")[0] == parent]
+    prefix = f"{parent}." if parent else ""
+    if near := difflib.get_close_matches(leaf, [*siblings, *([] if parent else groups())], 3, 0.6):
+        return f"There is no option '{key}'{_or([prefix + name for name in dict.fromkeys(near)])}"
+    if near := difflib.get_close_matches(key, keys, 3, 0.75):
+        return f"There is no option '{key}'{_or(near)}"
+    has = f"; '{parent}' has: {', '.join(siblings)}" if parent and siblings else ""
+    return f"There is no option '{key}'{has}."
 
 
-def _siblings(key: str, choices: list[str]) -> str:
-    parent = key.rpartition(".")[0]
-    near = [name.rpartition(".")[2] for name in choices if name.rpartition(".")[0] == parent]
-    return f" '{parent}' has: {', '.join(near)}." if near else ""
+def _or(names: list[str]) -> str:
+    return "; did you mean " + " or ".join(f"'{name}'" for name in names) + "?"
 
 
 def _without(overrides: list[str], key: str) -> DictConfig:

@@ -8,7 +8,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from core.cli.compose import flat_keys, load_group
+from core.cli.compose import flat_keys, free_keys, load_group, parse
 from core.errors import UserError, did_you_mean
 
 GROUPS = ("trainer", "logger", "callbacks", "optim")
@@ -20,6 +20,11 @@ def take(overrides: list[Override], key: str, default: Any = None) -> tuple[Any,
     rest = [override for override in overrides if override.key_or_group != key]
     found = [override for override in overrides if override.key_or_group == key]
     return (found[-1].value() if found else default), rest
+
+
+def parse_for_run(arguments: list[str]) -> list[Override]:
+    """The words of a command about an existing run."""
+    return parse(free_keys(arguments))
 
 
 def apply_overrides(config: dict[str, Any], overrides: list[Override]) -> dict[str, Any]:
@@ -36,7 +41,7 @@ def apply_overrides(config: dict[str, Any], overrides: list[Override]) -> dict[s
             raise UserError(f"'{override.input_line}': an existing run takes one value, not several.")
         if key in GROUPS and isinstance(value, str):
             content[key] = OmegaConf.merge(content[key], load_group(key, value))
-        elif key not in known and not override.is_add() and not _inside_free_dict(key, known, config):
+        elif key not in known and not override.is_add():
             raise UserError(f"There is no option '{key}' in this run's configuration{did_you_mean(key, known)}")
         elif key == "app" and value != config["app"]:
             raise UserError(f"app={value} does not fit this run, which is of the app {config['app']}.")
@@ -50,8 +55,3 @@ def apply_overrides(config: dict[str, Any], overrides: list[Override]) -> dict[s
         raise UserError(str(error).splitlines()[0]) from error
     assert isinstance(plain, dict)
     return {str(name): value for name, value in plain.items()}
-
-
-def _inside_free_dict(key: str, known: list[str], config: dict[str, Any]) -> bool:
-    """trainer.* is checked against the Trainer's own arguments later, so any of them may be added."""
-    return key.startswith("trainer.") and key.count(".") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -40,21 +41,20 @@ def run(arguments: list[str], finished: list[RunFolder] | None = None) -> int:
     """
     if any(word.startswith("run=") for word in arguments):
         return _resume(arguments)
-    from core.cli.compose import compose_run, search_path
+    from core.cli.compose import compose_run, free_keys, search_path
 
     words = [word for word in arguments if not word.startswith("-")]
     flags = [word for word in arguments if word.startswith("-")]
     if not {"--cfg", "-c", "--info", "-i"} & set(flags):
         compose_run(words)  # tells mistakes better than Hydra's own main
-    return _with_hydra([*arguments, *search_path(words)], finished if finished is not None else [])
+    return _with_hydra([*free_keys(arguments), *search_path(words)], finished if finished is not None else [])
 
 
 def _resume(arguments: list[str]) -> int:
-    from core.cli.compose import parse
-    from core.cli.saved import apply_overrides, take
+    from core.cli.saved import apply_overrides, parse_for_run, take
     from core.train.runs import RunFolder
 
-    overrides = parse(arguments)
+    overrides = parse_for_run(arguments)
     name, rest = take(overrides, "run")
     folder = RunFolder.open(str(name))
     config = apply_overrides(folder.read_config(), rest)
@@ -63,6 +63,7 @@ def _resume(arguments: list[str]) -> int:
         print(f"{folder.shown} is finished; its metrics: {folder.shown}/metrics.json. Nothing is left to train.")
         print("To train longer: greylag train run=... trainer.max_epochs=N")
         return 0
+    _require_sound(config)
     _execute(config, folder, resume=True)
     return 0
 
@@ -108,6 +109,7 @@ def _job(config: Any, finished: list[RunFolder]) -> float | None:
     from core.cli.compose import plain
     from core.cli.terminal import first_process
     from core.train.runs import RunFolder
+    from core.train.stops import NotFinite
 
     content = plain(config)
     sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
@@ -115,13 +117,20 @@ def _job(config: Any, finished: list[RunFolder]) -> float | None:
         _refuse_split_sweep(content)
     if content["check"]:
         return _check(content)
+    _require_sound(content)
     if not first_process():
         folder = None
     elif sweeping:
         folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     else:
         folder = RunFolder.create(content["runs_dir"], content["app"], content["name"])
-    metrics = _execute(content, folder, resume=False)
+    try:
+        metrics = _execute(content, folder, resume=False)
+    except NotFinite as error:
+        if not sweeping:
+            raise
+        print(f"greylag: {error} The sweep goes on.", file=sys.stderr)
+        return math.nan
     if folder is not None:
         finished.append(folder)
     return metrics.get(content["monitor"]["metric"] or "")
@@ -145,16 +154,20 @@ def _check(config: dict[str, Any]) -> None:
 
     problems = problems_of(config)
     if problems:
-        raise UserError("; ".join(sentence.rstrip(".") for sentence in problems) + ".")
+        raise UserError("\n         ".join(problems))
     print(f"{config['app']}/{config['name']}: the configuration is sound.")
 
 
-def _execute(config: dict[str, Any], folder: Any, *, resume: bool) -> dict[str, float]:
+def _require_sound(config: dict[str, Any]) -> None:
     from core.cli.check import problems_of
-    from core.cli.terminal import console
-    from core.train.session import train
 
     if problems := problems_of(config):
         raise UserError(problems[0])
+
+
+def _execute(config: dict[str, Any], folder: Any, *, resume: bool) -> dict[str, float]:
+    from core.cli.terminal import console
+    from core.train.session import train
+
     config = {**config, "run": None, "check": False}
     return train(config, folder, console(), resume=resume)

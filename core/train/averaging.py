@@ -25,9 +25,14 @@ class AveragedWeights(WeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
-        if not 0 < decay < 1:
-            raise UserError(f"ema is {decay:g}; expected a decay between 0 and 1 such as 0.999, or null for none.")
+        check_decay(decay)
         super().__init__(multi_avg_fn=ema_update(decay))
+
+
+def check_decay(decay: float | None) -> None:
+    """Raise UserError unless it is a decay, or None."""
+    if decay is not None and not 0 < decay < 1:
+        raise UserError(f"ema is {decay:g}; expected a decay between 0 and 1 such as 0.999, or null for none.")
 
 
 def ema_update(decay: float) -> Callable[[Any, Any, Any], None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from core.errors import UserError
+from core.errors import UserError, did_you_mean
 from core.init import parameter_groups
 
 SCHEDULES = ("cosine", "linear", "constant")
@@ -30,11 +29,7 @@ def build_optimizer(model: nn.Module, optim: dict[str, Any]) -> Optimizer:
     Raises:
         UserError: an unknown name, or options the optimiser does not take.
     """
-    name = str(optim.get("name", "adamw")).lower()
-    known = list_optimizers()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 3) or ["adamw", "lion", "muon", "sgd"]
-        raise UserError(f"There is no optimiser '{name}' (optim.name); near it: {', '.join(near)}.")
+    name = check_name(optim)
     lr, decay = float(optim.get("lr", 1e-3)), float(optim.get("weight_decay", 0.0))
     options = {key: value for key, value in optim.items() if key not in _OWN and value is not None}
     if "betas" in options:
@@ -43,6 +38,14 @@ def build_optimizer(model: nn.Module, optim: dict[str, Any]) -> Optimizer:
         return create_optimizer_v2(parameter_groups(model, lr, decay), opt=name, lr=lr, weight_decay=decay, **options)
     except TypeError as error:
         raise UserError(f"The optimiser '{name}' does not take these options of optim: {options} ({error}).") from error
+
+
+def check_name(optim: dict[str, Any]) -> str:
+    """The optimiser's name. Raises UserError if timm has none of that name, with the nearest."""
+    name = str(optim.get("name", "adamw")).lower()
+    if name not in (known := list_optimizers()):
+        raise UserError(f"There is no optimiser '{name}' (optim.name){did_you_mean(name, known)}")
+    return name
 
 
 def build_schedule(optimizer: Optimizer, optim: dict[str, Any], total_steps: float) -> LambdaLR:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -89,8 +90,8 @@ class RunFolder:
             return cls(found[-1].parent)
         if path.is_dir():
             raise UserError(f"'{name}' is no run folder: it holds no config.yaml.")
-        siblings = sorted(p.name for p in path.parent.iterdir() if p.is_dir()) if path.parent.is_dir() else []
-        hint = did_you_mean(path.name, siblings) if siblings else "; 'greylag train' prints where its run folder is."
+        siblings = sorted(str(p) for p in path.parent.iterdir() if p.is_dir()) if path.parent.is_dir() else []
+        hint = did_you_mean(str(path), siblings) if siblings else "; 'greylag train' prints where its run folder is."
         raise UserError(f"There is no run folder '{name}'{hint}")
 
     def read_config(self) -> dict[str, Any]:
@@ -130,6 +131,11 @@ class RunFolder:
         """Add to metrics.json: dicts are merged, lists made longer, other values replaced; nothing else is lost."""
         merged = _merged(self.read_metrics(), new)
         write_text_atomically(self.metrics, json.dumps(merged, indent=2, ensure_ascii=False) + "\n")
+
+    def discard_if_unused(self) -> None:
+        """Remove the folder if the run never got as far as writing a log or a checkpoint."""
+        if not self.log.exists() and not self.checkpoints.exists():
+            shutil.rmtree(self.path, ignore_errors=True)
 
     @contextmanager
     def lock(self) -> Iterator[None]:

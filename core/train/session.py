@@ -71,7 +71,11 @@ def train(config: dict[str, Any], run: RunFolder | None, console: Console, *, re
         run.write_config(config)
         facts = {"app": config["app"], "name": config["name"], "seed": config["seed"], "revision": revision()}
         run.merge_metrics({**facts, "status": UNFINISHED})
-        return _train(config, run, console, resume=resume)
+        try:
+            return _train(config, run, console, resume=resume)
+        except Exception:
+            run.discard_if_unused()
+            raise
 
 
 def build_data(config: Mapping[str, Any]) -> DataModule:

@@ -50,9 +50,11 @@ class TinyData(DataModule):
 
 
 def build(config: dict[str, Any]) -> nn.Module:
-    hidden = config["model"]["hidden"]
+    hidden, width = config["model"]["hidden"], config["data"]["width"]
+    if config["model"]["plain"]:
+        return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 2))
     return nn.Sequential(
-        nn.Linear(config["data"]["width"], hidden),
+        nn.Linear(width, hidden),
         nn.BatchNorm1d(hidden),
         nn.ReLU(),
         nn.Dropout(0.3),
