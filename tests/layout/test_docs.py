@@ -62,6 +62,22 @@ def test_readme_names_the_two_commands() -> None:
     assert {"make demo", "make test"} <= said
 
 
+EXAMPLES = [
+    block
+    for block in re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    if "<time>" not in block  # needs a run
+]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_readme_examples_run(example: str) -> None:
+    exec(compile(example, "README.md", "exec"), {})
+
+
+def test_readme_has_an_example_of_the_core() -> None:
+    assert any("from core import" in example for example in EXAMPLES)
+
+
 @pytest.mark.parametrize(
     "command",
     ["make dmeo", "python -m benchmarks.nothing", "greylag trian x", "pytest tests/nothing", "x data=a/b"],
