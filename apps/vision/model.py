@@ -13,7 +13,6 @@ shift), its MLPs widened until it has the parameters of the RWKV-7 model.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +22,7 @@ from timm.layers import PatchEmbed, resample_abs_pos_embed
 from torch import Tensor, nn
 
 from core.backbone import Backbone
-from core.errors import UserError
+from core.errors import UserError, did_you_mean
 from core.layers.context import Context
 
 
@@ -225,15 +224,13 @@ def build_vision_model(model: dict[str, Any], data: dict[str, Any]) -> VRWKV7:
     options = dict(model)
     name = options.pop("name", "vrwkv7")
     if name not in MODELS:
-        raise UserError(f"There is no vision model '{name}'; choose one of {', '.join(MODELS)}.")
-    known = [p for p in inspect.signature(MODELS[name]).parameters if p not in _FROM_DATA]
+        raise UserError(f"There is no vision model '{name}'{did_you_mean(name, list(MODELS))}")
+    known = [parameter for parameter in inspect.signature(MODELS[name]).parameters if parameter not in _FROM_DATA]
     for key in options:
+        if key in _FROM_DATA:
+            raise UserError(f"The model has no option '{key}': the data decide it.")
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            why = "the data decide it" if key in _FROM_DATA else f"known are {', '.join(known)}"
-            raise UserError(
-                f"The model '{name}' has no option '{key}'" + (f", did you mean '{near[0]}'?" if near else f"; {why}.")
-            )
+            raise UserError(f"The model '{name}' has no option '{key}'{did_you_mean(key, known)}")
     size = data["img_size"]
     try:
         return MODELS[name](

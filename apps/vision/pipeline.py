@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from apps.vision.images import list_images
 from apps.vision.model import build_vision_model
 from apps.vision.transforms import EvalTransform, InputSpec
-from core.errors import UserError
+from core.errors import UserError, did_you_mean
 from core.pipeline import Pipeline
 
 
@@ -142,7 +142,7 @@ class VisionPipeline(Pipeline):
             UserError: no such input, no pictures in it, an output of another kind, or an unknown option.
         """
         if options:
-            raise UserError(f"There is no option '{min(options)}' for vision; known are top_k and batch_size.")
+            raise UserError(f"There is no option '{min(options)}'{did_you_mean(min(options), ['top_k', 'batch_size'])}")
         paths = _find_pictures(input)
         failures = count = 0
         with _writer(output, top_k) as write:

@@ -104,9 +104,17 @@ def worst_mistakes(facts: ReportFacts) -> list[int]:
 
 
 def least_certain(facts: ReportFacts) -> list[int]:
-    """The images with the smallest top probability."""
-    score = facts.probabilities.max(1).values
-    return score.argsort(stable=True).tolist()[: facts.wrong_samples // 2]
+    """Correctly classified images with the smallest top probability: those that nearly went wrong."""
+    score, predicted = facts.probabilities.max(1)
+    right = (predicted == facts.targets).nonzero().flatten()
+    return right[score[right].argsort(stable=True)].tolist()[: facts.wrong_samples // 2]
+
+
+def hard_ones(facts: ReportFacts) -> list[int]:
+    """The worst mistakes; where they do not fill a row, the least certain right answers after them."""
+    wrong = worst_mistakes(facts)
+    room = facts.wrong_samples // 2 - len(wrong)
+    return wrong + (least_certain(facts)[:room] if room > 0 else [])
 
 
 def _figures(facts: ReportFacts) -> dict[str, Figure]:
@@ -116,7 +124,7 @@ def _figures(facts: ReportFacts) -> dict[str, Figure]:
     if len(facts.class_names) <= 100:
         result["confusion"] = figures.confusion_matrix(confusion_counts(facts), facts.class_names)
     result["per_class"] = figures.per_class_accuracy(confusion_counts(facts), facts.class_names)
-    for name, chosen in (("right", right_ones(facts)), ("mistakes", worst_mistakes(facts) or least_certain(facts))):
+    for name, chosen in (("right", right_ones(facts)), ("mistakes", hard_ones(facts))):
         if chosen:
             result[name] = figures.picture_grid([_item(facts, i) for i in chosen])
     return result
@@ -149,7 +157,11 @@ def _page(facts: ReportFacts, pictures: dict[str, str]) -> str:
         for number, caption in facts.headline
     )
     captions = {
-        "curves": ("Training", "Loss and accuracy by epoch. Test images play no part here."),
+        "curves": (
+            "Training",
+            "Loss and accuracy by epoch; test images play no part here. Training images are augmented and their "
+            "targets smoothed, so that training may look worse than validation.",
+        ),
         "confusion": (
             "Confusion matrix",
             f"True classes down, predictions across, {total:,} {facts.split} images. Mistakes are orange; "
@@ -157,11 +169,7 @@ def _page(facts: ReportFacts, pictures: dict[str, str]) -> str:
         ),
         "per_class": ("Accuracy by class", "Weakest class first."),
         "right": ("Right answers", "An even sample of the correctly classified images, with the model's probability."),
-        "mistakes": (
-            ("Worst mistakes", f"{mistakes:,} of {total:,} are wrong; here the ones the model was surest of.")
-            if mistakes
-            else ("Least certain answers", "No image is classified wrongly; here the ones the model was least sure of.")
-        ),
+        "mistakes": ("Worst mistakes" if mistakes else "Least certain answers", _about_mistakes(mistakes, facts)),
     }
     blocks = {
         name: f'<section class="{name}"><h2>{text(captions[name][0])}</h2><p>{text(captions[name][1])}</p>'
@@ -186,6 +194,15 @@ def _page(facts: ReportFacts, pictures: dict[str, str]) -> str:
 <section><h2>Go on</h2>{commands}</section>
 </main></body></html>
 """
+
+
+def _about_mistakes(mistakes: int, facts: ReportFacts) -> str:
+    if not mistakes:
+        return "No image is classified wrongly; here the ones the model was least sure of."
+    verb = "is" if mistakes == 1 else "are"
+    few = mistakes < facts.wrong_samples // 2
+    rest = ", then right answers it was least sure of" if few else ""
+    return f"{mistakes:,} of {len(facts.targets):,} {verb} wrong; the ones the model was surest of come first{rest}."
 
 
 def _table(caption: str, rows: Sequence[tuple[str, str]]) -> str:

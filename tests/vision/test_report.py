@@ -14,6 +14,7 @@ from apps.vision.report import (
     ReportFacts,
     confusion_counts,
     curves_of,
+    hard_ones,
     least_certain,
     right_ones,
     worst_mistakes,
@@ -70,7 +71,9 @@ def test_one_file_holds_everything(facts: ReportFacts, tmp_path: Path) -> None:
 def test_mistakes_come_with_the_surest_first(facts: ReportFacts) -> None:
     assert worst_mistakes(facts) == [1, 4]
     assert right_ones(facts) == [0, 2, 3]
-    assert least_certain(facts)[0] == 4
+    assert least_certain(facts) == [3, 2, 0]
+    assert hard_ones(facts) == [1, 4, 3, 2, 0]
+    assert hard_ones(replace(facts, wrong_samples=2)) == [1, 4]
     assert confusion_counts(facts).tolist() == [[1, 1, 0], [0, 1, 0], [0, 1, 1]]
 
 
