@@ -20,6 +20,7 @@ from core.layers.registry import token_mixers
 from core.layers.rope import rotate
 from core.layers.scan import Scan, WKVInputs, resolve_scan, scan_wkv7
 from core.layers.token_shift import TokenShift, mix_shift
+from core.wkv.reference import without_autocast
 
 LOG_DECAY_FLOOR = -math.exp(-0.5)
 """log of the smallest decay, exp(-exp(-0.5)) = 0.545."""
@@ -198,7 +199,7 @@ class TimeMix(nn.Module):
 
         dtype = r.dtype
         precise = torch.promote_types(dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):  # decay and key norm: float32 whatever the autocast
+        with without_autocast(x.device):  # decay and key norm: float32 whatever the autocast
             decay = self._low_rank(torch.tanh, xw, self.w1, self.w2)
             log_w = LOG_DECAY_FLOOR * torch.sigmoid((self.w0 + decay).to(precise))
             iclr = torch.sigmoid((self.a0 + self._low_rank(None, xa, self.a1, self.a2)).to(precise))

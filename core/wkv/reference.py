@@ -44,7 +44,8 @@ def wkv7_reference(
     """
     compute = torch.float64 if r.dtype == torch.float64 else torch.float32
     with without_autocast(r.device):
-        r_, log_w_, k_, v_, a_, b_ = (x.to(compute) for x in (r, log_w, k, v, a, b))
+        # unbind, not x[:, t]: autograd would answer each of those with a gradient as long as the sequence
+        r_, log_w_, k_, v_, a_, b_ = (x.to(compute).unbind(dim=1) for x in (r, log_w, k, v, a, b))
         batch, steps, heads, dim_k = r.shape
         if state is None:
             state = v.new_zeros(batch, heads, v.shape[-1], dim_k, dtype=compute)
@@ -53,7 +54,7 @@ def wkv7_reference(
         for t in range(steps):
             if reset is not None:
                 current = current.masked_fill(reset[:, t, None, None, None], 0.0)
-            y, current = wkv7_step(r_[:, t], log_w_[:, t], k_[:, t], v_[:, t], a_[:, t], b_[:, t], current)
+            y, current = wkv7_step(r_[t], log_w_[t], k_[t], v_[t], a_[t], b_[t], current)
             outputs.append(y)
         # A whole of nothing still has a shape; clone() keeps the caller's state from being aliased.
         y = torch.stack(outputs, dim=1) if outputs else torch.zeros_like(v, dtype=compute)
