@@ -72,6 +72,7 @@ class VisionTask(Task):
         self.val_metrics = collection.clone(prefix="val/")
         self.test_metrics = collection.clone(prefix="test/")
         self.train_top1 = MulticlassAccuracy(classes, average="micro")
+        self._answers: list[Batch] = []
 
     def build_model(self) -> nn.Module:
         """The architecture that the config names, for these data."""
@@ -104,9 +105,14 @@ class VisionTask(Task):
         if batch_idx == 0:
             self._show_answers(batch, logits)
 
+    def on_test_start(self) -> None:
+        """Begin to keep the answers, for the report."""
+        self._answers = []
+
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As validation, under the name "test"."""
-        self._evaluate(batch, "test", self.test_metrics)
+        logits = self._evaluate(batch, "test", self.test_metrics)
+        self._answers.append((logits.float().softmax(-1).cpu(), batch[1].cpu()))
 
     def _evaluate(self, batch: Batch, split: str, metrics: MetricCollection) -> Tensor:
         images, targets = batch
@@ -128,18 +134,19 @@ class VisionTask(Task):
         self, folder: Path, data: DataModule, metrics: dict[str, Any], history: list[dict[str, Any]]
     ) -> Path:
         """Write the HTML report on the test images; returns its path."""
-        probabilities, targets = self._predict_all(data)
+        # The last test's answers, unless it left the images to several processes.
+        whole = self._answers and self._trainer is not None and self.trainer.world_size == 1
+        answers = self._answers if whole else self._predict_all(data)
+        probabilities, targets = (torch.cat(part) for part in zip(*answers, strict=True))
         return write_report(folder, self._facts(folder, data, probabilities, targets, history))
 
     @torch.inference_mode()
-    def _predict_all(self, data: DataModule) -> Batch:
+    def _predict_all(self, data: DataModule) -> list[Batch]:
         self.eval()
-        answers = [
+        return [
             (self(images.to(self.device)).float().softmax(-1).cpu(), targets)
             for images, targets in data.test_dataloader()
         ]
-        probabilities, targets = zip(*answers, strict=True)
-        return torch.cat(probabilities), torch.cat(targets)
 
     def _facts(
         self, folder: Path, data: DataModule, probabilities: Tensor, targets: Tensor, history: list[dict[str, Any]]

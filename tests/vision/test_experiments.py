@@ -69,6 +69,19 @@ def test_cifar10_takes_steps(class_folders: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*")
+def test_the_report_takes_the_answers_of_the_last_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = compose("app=vision", "model=vision/pico", "data=vision/fake", "data.img_size=8", "data.batch_size=4")
+    data = build_data(config)
+    task = build_task(config, data)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, limit_test_batches=2)
+    trainer.test(task, datamodule=data, verbose=False)
+    monkeypatch.setattr(task, "forward", None)  # no second pass over the test images
+    page = task.write_report(tmp_path / "report", data, {}, [])
+    right = round(8 * float(trainer.callback_metrics["test/top1"]))
+    assert f"{8 - right} of 8" in page.read_text()
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*")
 @pytest.mark.parametrize("mixer", ["rwkv7", "attention"])
 def test_digits_learn_from_the_first_steps_on(mixer: str, tmp_path: Path) -> None:
     config = compose("experiment=vision/digits", f"model.mixer={mixer}", "optim.schedule=constant", "optim.warmup=0")
