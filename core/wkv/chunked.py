@@ -53,16 +53,27 @@ class _Layout(NamedTuple):
         return cls(batch, steps, heads, _ceil_div(steps, size), size)
 
     def cut(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """(B, T, H, D) -> (count, B*H, size, D), contiguous, zeros at the end."""
-        x = F.pad(x.to(dtype), (0, 0, 0, 0, 0, self.chunks * self.size - self.steps))
+        """(B, T, H, D) -> (chunks, B*H, size, D), zeros at the end; may be a view of x."""
+        x, missing = x.to(dtype), self.chunks * self.size - self.steps
+        if missing:  # F.pad copies even where it adds nothing
+            x = F.pad(x, (0, 0, 0, 0, 0, missing))
         x = x.reshape(self.batch, self.chunks, self.size, self.heads, -1)
         return x.permute(1, 0, 3, 2, 4).reshape(self.chunks, self.batch * self.heads, self.size, -1)
 
     def join(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """The inverse of :meth:`cut`."""
-        x = x.reshape(self.chunks, self.batch, self.heads, self.size, -1).permute(1, 0, 3, 2, 4)
-        x = x.reshape(self.batch, self.chunks * self.size, self.heads, -1)[:, : self.steps]
-        return x.to(dtype, memory_format=torch.contiguous_format, copy=True)
+        """The inverse of :meth:`cut`, contiguous and never a view."""
+        out = x.new_empty(self.batch, self.chunks, self.size, self.heads, x.shape[-1], dtype=dtype)
+        out.copy_(x.unflatten(1, (self.batch, self.heads)).permute(1, 0, 3, 2, 4))
+        return out.flatten(1, 2)[:, : self.steps].contiguous()
+
+
+def _stack(upper: Tensor, lower: Tensor, scale_upper: Tensor, scale_lower: Tensor) -> Tensor:
+    """[upper * scale_upper; lower * scale_lower] along the rows, without the copies of `cat`."""
+    size = upper.shape[2]
+    out = upper.new_empty(*upper.shape[:2], 2 * size, upper.shape[3])
+    torch.mul(upper, scale_upper, out=out[:, :, :size])
+    torch.mul(lower, scale_lower, out=out[:, :, size:])
+    return out
 
 
 class _Segments(NamedTuple):
@@ -112,10 +123,9 @@ def _prepare(
     dtype = torch.float64 if r.dtype == torch.float64 else torch.float32
     r, log_w, k, v, a, b = (layout.cut(x, dtype) for x in (r, log_w, k, v, a, b))
     total = log_w.cumsum(dim=2)
-    up, up_before, down = total.exp(), (total - log_w).exp(), (-total).exp()
+    up, up_before, down = total.exp(), (total - log_w).exp_(), total.neg().exp_()
     end = up[:, :, -1:]
-    queries = torch.cat((r * up, a * up_before), dim=2)
-    keys = torch.cat((k * down, b * down), dim=2)
+    queries, keys = _stack(r, a, up, up_before), _stack(k, b, down, down)
     ones = r.new_ones(layout.size, layout.size)
     lower, strict = ones.tril(), ones.tril(-1)
     mask = torch.cat((torch.cat((lower, lower), 1), torch.cat((strict, strict), 1)), 0)
@@ -225,17 +235,16 @@ def _backward(
         dqueries *= c.reads
     dqueries += dscores @ c.keys
     dkeys_out = values @ dnext
-    dkeys = dscores.mT @ c.queries + dkeys_out * c.to_end
-    dr, da = dqueries[:, :, :size] * c.up, dqueries[:, :, size:] * c.up_before
-    dk, db = dkeys[:, :, :size] * c.down, dkeys[:, :, size:] * c.down
+    at_end = (c.keys_out * dkeys_out).sum(2, keepdim=True) + c.pass_on * (states * dnext).sum(2, keepdim=True)
+    dkeys = (dscores.mT @ c.queries).addcmul_(dkeys_out, c.to_end)
 
     # Decay: x e^G contributes x dx to dG, and so on; dG_t reaches every log_w_s with s <= t.
-    at_e = dqueries[:, :, size:] * c.queries[:, :, size:]
-    at_g = dqueries[:, :, :size] * c.queries[:, :, :size]
-    at_g -= dkeys[:, :, :size] * c.keys[:, :, :size] + dkeys[:, :, size:] * c.keys[:, :, size:]
-    at_end = (c.keys_out * dkeys_out).sum(2, keepdim=True) + c.pass_on * (states * dnext).sum(2, keepdim=True)
-    both = at_g + at_e
-    dlog_w = both.flip(2).cumsum(2).flip(2) - at_e + at_end
+    at_queries, at_keys = dqueries * c.queries, dkeys * c.keys
+    at_e = at_queries[:, :, size:]
+    at_g = at_queries[:, :, :size].sub_(at_keys[:, :, :size]).sub_(at_keys[:, :, size:]).add_(at_e)
+    dlog_w = at_g.flip(2).cumsum(2).flip(2).sub_(at_e).add_(at_end)
+    dr, da = dqueries[:, :, :size].mul_(c.up), dqueries[:, :, size:].mul_(c.up_before)
+    dk, db = dkeys[:, :, :size].mul_(c.down), dkeys[:, :, size:].mul_(c.down)
 
     inputs = (r, log_w, k, v, a, b)
     cut = (dr, dlog_w, dk, dv, da, db)
