@@ -68,7 +68,7 @@ class Pipeline(ModelHubMixin):
         )
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # another loader: ours never passes config values to constructors
+    def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
@@ -95,7 +95,7 @@ class Pipeline(ModelHubMixin):
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(model, config)
 
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write the model folder; an existing card is replaced, as weights and numbers are."""
         (Path(save_directory) / CARD).unlink(missing_ok=True)
         return super().save_pretrained(save_directory, **options)

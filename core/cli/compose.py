@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from dataclasses import fields
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -89,6 +90,10 @@ def plain(config: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise UserError(_explain_value(error)) from error
     assert isinstance(content, dict)
+    known = [field.name for field in fields(RunConfig)]
+    for key in content:  # "+key=..." and files get past Hydra's own check of the root
+        if key not in known:
+            raise UserError(f"There is no option '{key}'{did_you_mean(str(key), known)}")
     return {str(key): value for key, value in content.items()}
 
 

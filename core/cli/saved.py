@@ -41,7 +41,7 @@ def apply_overrides(config: dict[str, Any], overrides: list[Override]) -> dict[s
             raise UserError(f"'{override.input_line}': an existing run takes one value, not several.")
         if key in GROUPS and isinstance(value, str):
             content[key] = OmegaConf.merge(content[key], load_group(key, value))
-        elif key not in known and not override.is_add():
+        elif key not in known and not (override.is_add() or override.is_force_add()):
             raise UserError(f"There is no option '{key}' in this run's configuration{did_you_mean(key, known)}")
         elif key == "app" and value != config["app"]:
             raise UserError(f"app={value} does not fit this run, which is of the app {config['app']}.")

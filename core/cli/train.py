@@ -41,12 +41,14 @@ def run(arguments: list[str], finished: list[RunFolder] | None = None) -> int:
     """
     if any(word.startswith("run=") for word in arguments):
         return _resume(arguments)
-    from core.cli.compose import compose_run, free_keys, search_path
+    from core.cli.compose import compose_run, free_keys, plain, search_path
 
     words = [word for word in arguments if not word.startswith("-")]
     flags = [word for word in arguments if word.startswith("-")]
     if not {"--cfg", "-c", "--info", "-i"} & set(flags):
-        compose_run(words)  # tells mistakes better than Hydra's own main
+        config = plain(compose_run(words))  # tells mistakes better than Hydra's own main
+        if {"-m", "--multirun"} & set(flags):
+            _refuse_split_sweep(config)
     return _with_hydra([*free_keys(arguments), *search_path(words)], finished if finished is not None else [])
 
 
@@ -107,8 +109,7 @@ def _job(config: Any, finished: list[RunFolder]) -> float | None:
     from hydra.types import RunMode
 
     from core.cli.compose import plain
-    from core.cli.terminal import first_process
-    from core.train.runs import RunFolder
+    from core.train.runs import RunFolder, first_process
     from core.train.stops import NotFinite
 
     content = plain(config)

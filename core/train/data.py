@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.loops.progress import _ProcessedTracker
 from torch.utils.data import DataLoader
 
 from core.errors import UserError
@@ -125,6 +126,7 @@ class DataModule(L.LightningDataModule):
             return {}
         loop = self.trainer.fit_loop
         epoch = loop.epoch_progress.current
+        assert isinstance(epoch, _ProcessedTracker)
         mid_epoch = epoch.ready > epoch.processed
         batch = loop.epoch_loop.batch_progress.current.ready if mid_epoch else 0
         return {"epoch": epoch.processed, "batch": batch, "seed": self.seed}

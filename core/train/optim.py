@@ -43,7 +43,8 @@ def build_optimizer(model: nn.Module, optim: dict[str, Any]) -> Optimizer:
 def check_name(optim: dict[str, Any]) -> str:
     """The optimiser's name. Raises UserError if timm has none of that name, with the nearest."""
     name = str(optim.get("name", "adamw")).lower()
-    if name not in (known := list_optimizers()):
+    known = [str(word) for word in list_optimizers()]
+    if name not in known:
         raise UserError(f"There is no optimiser '{name}' (optim.name){did_you_mean(name, known)}")
     return name
 

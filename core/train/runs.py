@@ -165,6 +165,11 @@ def revision() -> str:
     return f"revision {commit.strip() or 'unknown'}{' with local changes' if changes.strip() else ''}"
 
 
+def first_process() -> bool:
+    """Whether this process is the one that prints and writes; by the launcher's environment, before a Trainer is."""
+    return all(int(os.environ.get(name) or 0) == 0 for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
 def shown_path(path: Path) -> str:
     """A path as one would type it from the working folder."""
     try:

@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from core.checkpoint import files
@@ -26,8 +25,9 @@ from core.train.determinism import StepSeeds
 from core.train.history import History
 from core.train.instantiate import find_class, instantiate
 from core.train.progress import ProgressLines, clock
-from core.train.runs import RunFolder, revision, shown_path
+from core.train.runs import RunFolder, first_process, revision, shown_path
 from core.train.seeds import derive_seed, seed_all
+from core.train.stops import RunStopped
 from core.train.task import Task
 from core.train.trainers import build_trainer, is_sharded
 
@@ -65,7 +65,7 @@ def train(config: dict[str, Any], run: RunFolder | None, console: Console, *, re
     """
     if run is None:
         return _train(config, RunFolder(Path()), console, resume=resume)
-    if not _is_first():
+    if not first_process():
         return _train(config, run, console, resume=resume)
     with run.lock():
         run.write_config(config)
@@ -73,6 +73,8 @@ def train(config: dict[str, Any], run: RunFolder | None, console: Console, *, re
         run.merge_metrics({**facts, "status": UNFINISHED})
         try:
             return _train(config, run, console, resume=resume)
+        except RunStopped:
+            raise
         except Exception:
             run.discard_if_unused()
             raise
@@ -100,11 +102,11 @@ def build_task(config: Mapping[str, Any], data: DataModule) -> Task:
 
 def _train(config: dict[str, Any], run: RunFolder, console: Console, *, resume: bool) -> dict[str, float]:
     session = _build(config, run, console)
-    if _is_first():
+    if first_process():
         summary.print_start(console, config, run, session.task.model, _facts(session))
     last = run.checkpoints / LAST
     start = str(last) if resume and last.is_file() else None
-    if resume and _is_first():
+    if resume and first_process():
         console.print(
             f"going on from {shown_path(last)}" if start else "no checkpoint yet: starting from the beginning"
         )
@@ -115,7 +117,7 @@ def _train(config: dict[str, Any], run: RunFolder, console: Console, *, resume: 
 def _build(config: dict[str, Any], run: RunFolder, console: Console) -> Session:
     data = build_data(config)
     task = build_task(config, data)
-    first = _is_first()
+    first = first_process()
     metric = config["monitor"]["metric"] if data.has("val") else None
     history = History(run.log / "history.csv" if first else None)
     callbacks: list[Callback] = [StepSeeds(int(config["seed"]))]
@@ -223,8 +225,3 @@ def _facts(session: Session) -> str:
     device = session.trainer.strategy.root_device.type
     where = f"{trainer.world_size} x {device}" if trainer.world_size > 1 else device
     return f"on {where}, {trainer.precision}, seed {session.config['seed']}; items: {', '.join(sizes)}"
-
-
-def _is_first() -> bool:
-    """Whether this process prints and writes; before a Trainer knows, by the launcher's environment."""
-    return rank_zero_only.rank == 0

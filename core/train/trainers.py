@@ -50,7 +50,7 @@ def build_trainer(options: Mapping[str, Any], callbacks: list[Callback], loggers
     if not is_sharded(options):
         chosen["plugins"] = [AtomicCheckpointIO()]
     # Deterministic algorithms also fill fresh memory; that guards against bugs that tests look for elsewhere.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     try:
         return L.Trainer(
             callbacks=callbacks,
