@@ -58,11 +58,19 @@ def instantiate(config: Mapping[str, Any], where: str, **provided: Any) -> Any:
         provided: further arguments, from the harness.
 
     Raises:
-        UserError: no or a wrong _target_, or options that the constructor does not take.
+        UserError: no or a wrong _target_, options that the constructor does not take, or values it refuses.
     """
     target = check_target(config, where, provided)
     options = {key: _build_inner(value, f"{where}.{key}") for key, value in config.items() if key != TARGET}
-    return target(**(provided | options))
+    try:
+        return target(**(provided | options))
+    except UserError:
+        raise
+    except ValueError as error:  # what a constructor says of its arguments is about the configuration
+        raise UserError(f"{where}: {error}") from error
+    except ModuleNotFoundError as error:
+        package = error.name or str(config[TARGET])
+        raise UserError(f"'{where}' needs a package that is not installed: {package}.") from error
 
 
 def check_target(config: Mapping[str, Any], where: str, provided: Mapping[str, Any] | None = None) -> type:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
@@ -110,8 +111,14 @@ def _train(config: dict[str, Any], run: RunFolder, console: Console, *, resume: 
         console.print(
             f"going on from {shown_path(last)}" if start else "no checkpoint yet: starting from the beginning"
         )
-    session.trainer.fit(session.task, datamodule=session.data, ckpt_path=start, weights_only=True)
-    return _finish(session)
+    try:
+        session.trainer.fit(session.task, datamodule=session.data, ckpt_path=start, weights_only=True)
+        return _finish(session)
+    except torch.OutOfMemoryError as error:
+        raise RunStopped(
+            "The GPU's memory is full: try a smaller data.batch_size with trainer.accumulate_grad_batches=2, "
+            f"trainer.precision=bf16-mixed or a smaller model. Go on with: greylag train run={run.shown} ..."
+        ) from error
 
 
 def _build(config: dict[str, Any], run: RunFolder, console: Console) -> Session:

@@ -87,6 +87,24 @@ def test_options_are_checked_through_base_classes(monkeypatch: pytest.MonkeyPatc
         check_target({"_target_": f"{__name__}.Base"}, "x")
 
 
+class Fussy:
+    def __init__(self, size: int) -> None:
+        raise ValueError(f"size must be even, got {size}")
+
+
+class Needy:
+    def __init__(self) -> None:
+        raise ModuleNotFoundError("No module named 'wings'", name="wings")
+
+
+def test_what_constructors_say_is_the_user_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GREYLAG_TARGETS", __name__.partition(".")[0])
+    with pytest.raises(UserError, match="model.part: size must be even, got 3"):
+        instantiate({"_target_": f"{__name__}.Fussy", "size": 3}, "model.part")
+    with pytest.raises(UserError, match="'logger.x' needs a package that is not installed: wings"):
+        instantiate({"_target_": f"{__name__}.Needy"}, "logger.x")
+
+
 @pytest.mark.parametrize(
     "name",
     [
