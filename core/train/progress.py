@@ -81,7 +81,7 @@ class ProgressLines(Callback):
             return
         seconds = max(time.monotonic() - (self._epoch_began or self._began), 1e-9)
         shown = metrics_text(epoch_metrics(trainer), self.leading)
-        rate = f"{self._epoch_items / seconds:,.0f} items/s"
+        rate = f"{self._epoch_items / seconds:,.0f}/s"
         self.console.print(f"{_epoch(trainer)}  {shown}  [dim]{rate}  {clock(seconds)}[/]", highlight=False)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -173,5 +173,5 @@ def test_from_the_shell(tiny_app: Path, greylag: Callable[..., subprocess.Comple
     done = greylag(*POINTS)
     assert done.returncode == 0
     assert done.stderr == ""
-    for part in ("epoch 1/1", "items/s", "parameters", "greylag predict run=runs/tiny/points/", "report/index.html"):
+    for part in ("epoch 1/1", "/s  0:0", "parameters", "greylag predict run=runs/tiny/points/", "report/index.html"):
         assert part in done.stdout
