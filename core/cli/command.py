@@ -37,6 +37,8 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 failed, 2 a mistake in the command, 128+n a signal."""
+    # Before torch loads OpenMP: threads that spin while they wait stand still for seconds on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = sys.argv[1:] if argv is None else argv
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]

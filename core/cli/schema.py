@@ -24,6 +24,7 @@ class RunConfig:
     app: str = "???"  # which room of the house
     name: str = "???"  # which experiment: runs/<app>/<name>/<time>
     seed: int = 0
+    threads: int | None = None  # of each process on a CPU; null: one per core
     model: dict[str, Any] = field(default_factory=dict)
     task: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
