@@ -83,7 +83,9 @@ def train(config: dict[str, Any], run: RunFolder | None, console: Console, *, re
 
 
 def build_data(config: Mapping[str, Any]) -> DataModule:
-    """The data module, set up."""
+    """The data module, set up; with as many threads as the configuration says from here on."""
+    if threads := config.get("threads"):
+        torch.set_num_threads(int(threads))
     data = instantiate(config["data"], "data")
     if not isinstance(data, DataModule):
         raise UserError(f"data._target_ is a {type(data).__name__}; expected a subclass of core.train.data.DataModule.")
