@@ -7,6 +7,7 @@ import re
 from dataclasses import fields
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -78,6 +79,8 @@ def compose_run(arguments: list[str]) -> DictConfig:
         raise UserError(_explain(error, overrides)) from error
     except OmegaConfBaseException as error:
         raise UserError(_explain_value(error)) from error
+    except yaml.YAMLError as error:
+        raise UserError(f"A configuration is no valid YAML: {' '.join(str(error).split())}") from error
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

@@ -35,7 +35,6 @@ class RunConfig:
     pipeline: str | None = None  # dotted name of the class that predicts
     monitor: Monitor = field(default_factory=Monitor)
     ema: float | None = None  # decay of the averaged weights; null: none
-    threads: int | None = None  # CPU threads of PyTorch per process; null: its own choice
     run: str | None = None  # a run folder: go on with it
     runs_dir: str = "runs"
     tags: list[str] = field(default_factory=list)

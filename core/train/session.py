@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
@@ -125,8 +124,6 @@ def _train(config: dict[str, Any], run: RunFolder, console: Console, *, resume: 
 
 
 def _build(config: dict[str, Any], run: RunFolder, console: Console) -> Session:
-    if config.get("threads"):
-        torch.set_num_threads(int(config["threads"]))
     data = build_data(config)
     task = build_task(config, data)
     first = first_process()

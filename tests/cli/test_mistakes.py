@@ -97,6 +97,16 @@ def test_a_root_key_in_a_file_is_checked_too(tiny_app: Path, tmp_path: Path, mon
     assert "no option 'sede'; did you mean 'seed'?" in capsys.readouterr().err
 
 
+def test_broken_yaml_is_one_sentence(tiny_app: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "torn.yaml").write_text("name: [1,\nname: 2")
+    monkeypatch.setenv("GREYLAG_CONFIGS", f"{tiny_app}/configs:{tmp_path}")
+    assert main(["train", "experiment=torn"]) == 2
+    said = capsys.readouterr().err
+    assert "no valid YAML" in said
+    assert "torn.yaml" in said
+
+
 def test_from_the_shell(tiny_app: Path, greylag: Callable[..., Any]) -> None:
     done = greylag("train", "experiment=tiny/points", "model.hiden=3")
     assert done.returncode == 2
