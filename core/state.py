@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from core.atomic import replacing
 from core.errors import UserError
 
 
@@ -61,14 +62,9 @@ class State:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Written as safetensors, whole or not at all."""
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.partial")
         tensors = {name: x.detach().cpu().contiguous().clone() for name, x in self.named_tensors()}
-        try:
-            save_file(tensors, partial, metadata={"greylag": "state", "layers": str(len(self.layers))})
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(Path(path)) as new:
+            save_file(tensors, new, metadata={"greylag": "state", "layers": str(len(self.layers))})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> State:

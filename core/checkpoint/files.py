@@ -1,15 +1,14 @@
 """Tensors by name, in and out of files, and never a line of code with them.
 
-``torch.load`` runs with ``weights_only=True`` alone; what needs more is refused. Files are written beside their
-place and then moved into it, so that a full disk or a kill leaves the old file whole.
+``torch.load`` runs with ``weights_only=True`` alone; what needs more is refused. Files are written whole or not
+at all (:mod:`core.atomic`).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from core.atomic import replacing
 from core.errors import UserError
 
 
@@ -99,30 +99,23 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_torch_file(tensors: Mapping[str, Tensor], path: Path) -> None:
     """A dict of tensors as ``torch.save`` writes it."""
-    _replace(path, lambda new: torch.save(dict(tensors), new))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as new:
+        torch.save(dict(tensors), new)
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Tensors as a ``.safetensors`` file, marked as PyTorch's (transformers looks for that)."""
-    _replace(path, lambda new: save_file(dict(tensors), new, metadata={"format": "pt"}))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as new:
+        save_file(dict(tensors), new, metadata={"format": "pt"})
 
 
 def write_json(content: Mapping[str, Any], path: Path) -> None:
     """A JSON object, indented, keys in their order."""
-    _replace(path, lambda new: new.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8"))
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        new.touch()
-        mode = new.stat().st_mode  # what the user's umask gives; safetensors makes files for their owner alone
-        write(new)
-        new.chmod(mode)
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    with replacing(path) as new:
+        new.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _require(path: Path) -> None:

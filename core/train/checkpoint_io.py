@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,30 +10,23 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from core.atomic import replacing
 from core.errors import UserError
 from core.train.runs import shown_path
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the file, to the disk, then renames: a full disk or a kill leaves the former file as it was."""
+    """A full disk or a kill leaves the former file as it was, see :mod:`core.atomic`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Raises UserError where it cannot be written."""
         target = Path(path)
-        new = target.with_name(f".{target.name}.{os.getpid()}.new")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with new.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(new, target)
-            _sync_folder(target.parent)
+            with replacing(target) as new:
+                torch.save(checkpoint, new)
         except (OSError, RuntimeError) as error:  # torch's zip writer turns some OSErrors into RuntimeErrors
             raise UserError(_why(target, error)) from error
-        finally:
-            with suppress(OSError):
-                new.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Always with ``weights_only=True``: a checkpoint holds tensors and plain values."""
@@ -57,15 +49,6 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.glob(".*.ckpt.*.new"):
         with suppress(OSError):
             path.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    with suppress(OSError):  # not every file system lets one
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _why(target: Path, error: Exception) -> str:

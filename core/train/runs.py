@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 import core
+from core.atomic import replacing
 from core.errors import UserError, did_you_mean
 
 
@@ -180,15 +181,8 @@ def shown_path(path: Path) -> str:
 
 def write_text_atomically(path: Path, text: str) -> None:
     """The whole text or the file as it was, even if the disk is full or the process killed."""
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        with new.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
+    with replacing(path) as new:
+        new.write_text(text, encoding="utf-8")
 
 
 def _merged(old: Any, new: Any) -> Any:

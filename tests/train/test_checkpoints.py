@@ -51,7 +51,7 @@ def test_a_really_full_disk(tiny_app: Path, tmp_path: Path, monkeypatch: pytest.
     def full_at_last(checkpoint: Any, file: Any, **options: Any) -> None:
         calls[0] += 1
         if calls[0] > 2:  # best and last of the first epoch fit
-            file.write(b"half a checkpoi")
+            Path(file).write_bytes(b"half a checkpoi")
             fail(errno.ENOSPC)()
         save(checkpoint, file, **options)
 
@@ -68,7 +68,7 @@ def test_a_really_full_disk(tiny_app: Path, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_an_unwritable_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "open", fail(errno.EACCES))
+    monkeypatch.setattr(Path, "touch", fail(errno.EACCES))
     with pytest.raises(UserError, match="Permission denied.*there is none before it.*make the folder writable"):
         AtomicCheckpointIO().save_checkpoint({}, tmp_path / "last.ckpt")
 
