@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from core.wkv import fla
+from core.wkv import fla, native
 from core.wkv.chunked import wkv7_chunked
 from core.wkv.reference import without_autocast, wkv7_reference, wkv7_step
 
@@ -34,6 +34,7 @@ class Backend(NamedTuple):
 BACKENDS: dict[str, Backend] = {
     "reference": Backend(wkv7_reference, lambda: None),
     "chunked": Backend(wkv7_chunked, lambda: None),
+    "native": Backend(native.wkv7_native, native.unavailable),
     "fla": Backend(fla.wkv7_fla, fla.unavailable),
 }
 _override: list[str] = []  # a stack; a plain list, since torch.compile can guard on it
@@ -68,7 +69,11 @@ def _choose(r: Tensor, backend: str | None) -> str:
     if name:
         _require(name)
         return name
-    return "fla" if r.is_cuda and BACKENDS["fla"].unavailable() is None else "chunked"
+    if r.is_cuda and BACKENDS["fla"].unavailable() is None:
+        return "fla"
+    if r.device.type == "cpu" and r.dtype != torch.float64 and native.ready():
+        return "native"
+    return "chunked"
 
 
 def _check(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor) -> None:

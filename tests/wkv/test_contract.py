@@ -7,7 +7,7 @@ import torch
 
 from core.wkv import wkv7
 
-BACKENDS = ["reference", "chunked"]
+BACKENDS = ["reference", "chunked", "native"]
 both = pytest.mark.parametrize("backend", BACKENDS)
 lengths = pytest.mark.parametrize("steps", [1, 5, 70])
 
@@ -101,12 +101,19 @@ def test_half_precision_in_and_out_float32_inside(make, error, backend, steps, d
         assert error(x, case.truth[name]) <= bound + 5e-6, name
 
 
-@both
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
 @lengths
 def test_float64_state_for_float64_inputs(make, backend, steps):
     case = make(2, steps, 2, 8, 8, dtype=torch.float64)
     y, final = wkv7(*case.tensors, case.state.float(), backend=backend)
     assert y.dtype is final.dtype is torch.float64
+
+
+def test_the_native_kernel_has_no_float64(make):
+    case = make(2, 5, 2, 8, 8, dtype=torch.float64)
+    with pytest.raises(ValueError, match="computes in float32"):
+        wkv7(*case.tensors, backend="native")
+    assert wkv7(*case.tensors)[0].dtype is torch.float64
 
 
 @both

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from core.wkv import available_backends, operator, use_backend, wkv7
+from core.wkv import available_backends, build, operator, use_backend, wkv7
 
 
 @pytest.fixture
@@ -48,9 +49,12 @@ def test_every_backend_is_available_or_says_why_in_a_sentence():
             assert "\n" not in reason, name
 
 
-def test_a_cpu_takes_the_chunks(calls, inputs):
+def test_a_cpu_takes_the_compiled_kernel_else_the_chunks(calls, inputs, monkeypatch):
     wkv7(*inputs)
-    assert calls == ["chunked"]
+    wkv7(*(x.double() for x in inputs))
+    monkeypatch.setattr(operator.native, "ready", lambda: False)
+    wkv7(*inputs)
+    assert calls == ["native", "chunked", "chunked"]
 
 
 def test_argument_before_block_before_environment(calls, inputs, monkeypatch):
@@ -69,14 +73,14 @@ def test_argument_before_block_before_environment(calls, inputs, monkeypatch):
 def test_an_empty_environment_variable_is_none(calls, inputs, monkeypatch):
     monkeypatch.setenv("GREYLAG_WKV", "")
     wkv7(*inputs)
-    assert calls == ["chunked"]
+    assert calls == ["native"]
 
 
 def test_a_block_ends_with_an_error_too(calls, inputs):
     with pytest.raises(KeyError), use_backend("reference"):
         raise KeyError
     wkv7(*inputs)
-    assert calls == ["chunked"]
+    assert calls == ["native"]
 
 
 def _ways(name, inputs, monkeypatch, way):
@@ -95,7 +99,7 @@ every_way = pytest.mark.parametrize("way", ["argument", "environment", "block"])
 
 @every_way
 def test_an_unknown_name_is_answered_with_the_names(calls, inputs, monkeypatch, way):
-    with pytest.raises(ValueError, match=r"'chunkd'.*reference, chunked, fla") as caught:
+    with pytest.raises(ValueError, match=r"'chunkd'.*reference, chunked, native, fla") as caught:
         _ways("chunkd", inputs, monkeypatch, way)
     assert "\n" not in str(caught.value)
     assert calls == []
@@ -113,7 +117,7 @@ def test_a_failed_block_leaves_nothing_behind(calls, inputs):
         with pytest.raises(ValueError), use_backend(name):
             pytest.fail("the block must not run")
     wkv7(*inputs)
-    assert calls == ["chunked"]
+    assert calls == ["native"]
 
 
 @pytest.mark.parametrize("steps", [0, 1, 5])
@@ -121,11 +125,46 @@ def test_a_failed_block_leaves_nothing_behind(calls, inputs):
 def test_backends_agree_in_shape_and_dtype_for_every_length(make, steps, state):
     case = make(2, 5, 2, 8, 12, state=state)
     parts = [x[:, :steps] for x in case.tensors]
-    found = [wkv7(*parts, case.state, backend=name) for name in ("reference", "chunked")]
-    for x, y in zip(*found, strict=True):
-        assert x.shape == y.shape
-        assert x.dtype is y.dtype
-        torch.testing.assert_close(x, y)
+    found = [wkv7(*parts, case.state, backend=name) for name in ("reference", "chunked", "native")]
+    for other in found[1:]:
+        for x, y in zip(found[0], other, strict=True):
+            assert x.shape == y.shape
+            assert x.dtype is y.dtype
+            torch.testing.assert_close(x, y)
+
+
+def test_with_a_compiler_there_is_a_native_kernel():
+    if build.find_compiler() is None:
+        pytest.skip("no C++ compiler on this machine")
+    assert available_backends()["native"] is None
+
+
+def test_without_a_compiler_the_reason_says_how_to_get_one(monkeypatch):
+    monkeypatch.setattr(build, "find_compiler", lambda: None)
+    library = build.library.__wrapped__()
+    assert library.handle is None
+    assert "no C++ compiler was found" in (library.reason or "")
+    assert "apt install g++" in (library.reason or "")
+    with pytest.raises(RuntimeError, match="no C\\+\\+ compiler"):
+        library.require()
+
+
+def test_a_compiler_that_fails_is_told_and_leaves_nothing(monkeypatch, tmp_path):
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\n[ $1 = --version ] && exit 0\necho 'error: out of luck' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    monkeypatch.setenv("GREYLAG_CACHE", str(tmp_path / "cache"))
+    assert "out of luck" in (build.library.__wrapped__().reason or "")
+    assert not list((tmp_path / "cache").glob("*.so"))
+
+
+def test_processes_that_start_together_compile_once(tmp_path):
+    code = "from core.wkv import build; import sys; sys.exit(build.library().reason is not None)"
+    environment = {**os.environ, "GREYLAG_CACHE": str(tmp_path)}
+    several = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
+    assert [process.wait(timeout=120) for process in several] == [0, 0, 0]
+    assert len(list(tmp_path.glob("*.so"))) == 1
 
 
 def test_importing_the_operator_costs_no_fla():

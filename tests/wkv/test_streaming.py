@@ -103,7 +103,7 @@ def test_reset_equals_separate_calls(make, agrees, steps, marks, state):
     agrees(alone, together.truth, **EXACT)
 
 
-@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@pytest.mark.parametrize("backend", ["reference", "chunked", "native"])
 @pytest.mark.parametrize("steps", [1, 6, 70])
 @pytest.mark.parametrize("where", ["first", "last", "consecutive", "all", "none", "one row"])
 def test_resets_at_the_edges(make, agrees, backend, steps, where):
@@ -129,7 +129,7 @@ def test_resets_at_the_edges(make, agrees, backend, steps, where):
         agrees(plain, {name: x.double().numpy() for name, x in found.items()}, gradients=2e-6)
 
 
-@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@pytest.mark.parametrize("backend", ["reference", "chunked", "native"])
 def test_a_step_after_reset_forgets_what_is_not_finite(make, backend):
     """An episode that overflowed must not reach the next one: the state is emptied, not multiplied by zero."""
     case = make(1, 1, 2, 8, 8)

@@ -97,6 +97,21 @@ def test_opcheck_backward(make, steps, reset, used):
 
 
 @quiet
+@pytest.mark.parametrize("steps", [5, 70])
+@pytest.mark.parametrize("reset", [0.0, 0.2])
+@pytest.mark.parametrize("state", [True, False])
+def test_opcheck_native(make, steps, reset, state):
+    case = make(2, steps, 2, 8, 12, state=state, reset=reset)
+    inputs = [x.clone().requires_grad_() for x in case.tensors]
+    given = case.state.clone().requires_grad_() if state else None
+    torch.library.opcheck(torch.ops.greylag.wkv7_native.default, (*inputs, given, case.reset, True, True))
+    saved = torch.ops.greylag.wkv7_native(*case.tensors, case.state, case.reset, True, True)[2:]
+    torch.library.opcheck(
+        torch.ops.greylag.wkv7_native_backward.default, (case.dy, case.dfinal, *case.tensors, case.reset, *saved)
+    )
+
+
+@quiet
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_opcheck_other_dtypes(make, dtype):
     case = make(2, 40, 2, 8, 12, reset=0.1).to(dtype)
@@ -152,7 +167,7 @@ def test_compile_follows_the_chosen_backend():
 
 
 @lengths
-@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@pytest.mark.parametrize("backend", ["reference", "chunked", "native"])
 def test_autocast_does_not_reach_the_algebra(make, steps, backend):
     case = make(2, steps, 2, 32, 32, reset=0.1)
     with torch.autocast("cpu", torch.bfloat16):
