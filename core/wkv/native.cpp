@@ -28,6 +28,7 @@ constexpr int kLanes = 8;
 constexpr int kLanes = 4;  // SSE, NEON
 #endif
 constexpr int kBlock = 16;       // steps per block
+constexpr int kAhead = 6;          // steps that inputs are fetched ahead
 constexpr int kPair = 2 * kBlock;  // rows of a block's two kinds of queries, or of keys
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
@@ -230,43 +231,52 @@ inline int stretches(const Wkv7Call& call, int64_t b, int64_t block, Stretch* ou
   return found;
 }
 
-// Rows 0..15 of `queries` are r~, 16..31 a~; of `keys` k~ and b~. `before` is e^E with e^G one row on, `down` e^-G.
+// target = a row of x times factor, per key.
+inline void scale_row(const Wkv7Call& call, const Wkv7Tensor& x, int64_t b, int64_t t, int64_t h, const float* factor,
+                      float* target, float* buffer) {
+  const float* row = row_of(x, b, t, h, call.dim_k, buffer);
+  for (int64_t j = 0; j < call.dim_k; j += kLanes) store(target + j, load(row + j) * load(factor + j));
+}
+
+// G, e^G and e^-G one step on.
+inline void decay_row(const Wkv7Call& call, int64_t b, int64_t t, int64_t h, float* total, float* up, float* down,
+                      float* buffer) {
+  const float* log_w = row_of(call.log_w, b, t, h, call.dim_k, buffer);
+  for (int64_t j = 0; j < call.dim_k; j += kLanes) {
+    const Vec g = load(total + j) + load(log_w + j), grown = exp(g);
+    store(total + j, g);
+    store(up + j, grown);
+    store(down + j, 1.0f / grown);
+  }
+}
+
+// A stretch's inputs: rows 0..15 of `queries` are r~, 16..31 a~; of `keys` k~ and b~. `before` is e^E with e^G one
+// row on, `down` e^-G.
 struct Scaled {
   float *queries, *keys, *total, *before, *down;
 };
 
-void scale(const Wkv7Call& call, int64_t b, int64_t h, const Stretch& s, int64_t kp, const Scaled& out, float* buffer) {
+void scale_stretch(const Wkv7Call& call, int64_t b, int64_t h, const Stretch& s, int64_t kp, const Scaled& out,
+                   float* buffer) {
   for (int64_t j = 0; j < kp; j += kLanes) {
     store(out.before + j, spread(1.0f));
     store(out.total + j, Vec{});
   }
   for (int64_t i = 0; i < s.count; i++) {
-    const int64_t t = s.start + i;
-    float *before = out.before + i * kp, *up = out.before + (i + 1) * kp, *down = out.down + i * kp;
-    const float* log_w = row_of(call.log_w, b, t, h, call.dim_k, buffer);
-    for (int64_t j = 0; j < kp; j += kLanes) {
-      Vec g = load(out.total + j) + load(log_w + j);
-      store(out.total + j, g);
-      store(up + j, exp(g));
-      store(down + j, exp(-g));
-    }
-    auto scaled = [&](const Wkv7Tensor& x, const float* factor, float* target) {
-      const float* row = row_of(x, b, t, h, call.dim_k, buffer);
-      for (int64_t j = 0; j < kp; j += kLanes) store(target + j, load(row + j) * load(factor + j));
-    };
-    scaled(call.r, up, out.queries + i * kp);
-    scaled(call.a, before, out.queries + (kBlock + i) * kp);
-    scaled(call.k, down, out.keys + i * kp);
-    scaled(call.b, down, out.keys + (kBlock + i) * kp);
+    const int64_t t = s.start + i, ai = kBlock + i;
+    float *before = out.before + i * kp, *up = before + kp, *down = out.down + i * kp;
+    decay_row(call, b, t, h, out.total, up, down, buffer);
+    scale_row(call, call.r, b, t, h, up, out.queries + i * kp, buffer);
+    scale_row(call, call.a, b, t, h, before, out.queries + ai * kp, buffer);
+    scale_row(call, call.k, b, t, h, down, out.keys + i * kp, buffer);
+    scale_row(call, call.b, b, t, h, down, out.keys + ai * kp, buffer);
   }
 }
 
-void prefetch_block(const Wkv7Call& call, int64_t b, int64_t h, int64_t block) {
-  const int64_t start = block * kBlock, end = std::min(start + kBlock, call.steps);
-  for (int64_t t = std::max<int64_t>(start, 0); t < end; t++) {
-    for (const Wkv7Tensor* x : {&call.r, &call.log_w, &call.k, &call.a, &call.b}) prefetch(*x, b, t, h, call.dim_k);
-    prefetch(call.v, b, t, h, call.dim_v);
-  }
+void prefetch_step(const Wkv7Call& call, int64_t b, int64_t h, int64_t t) {
+  if (t < 0 || t >= call.steps) return;
+  for (const Wkv7Tensor* x : {&call.r, &call.log_w, &call.k, &call.a, &call.b}) prefetch(*x, b, t, h, call.dim_k);
+  prefetch(call.v, b, t, h, call.dim_v);
 }
 
 // One step on kVecs * kLanes value lanes: update the state, read y, and sa for the next step. Even and odd keys
@@ -280,16 +290,14 @@ inline void step(float* state, int64_t vp, int64_t dim_k, const float* r, const 
     remove[i] = load(sa + i * kLanes);
     read[0][i] = read[1][i] = next[0][i] = next[1][i] = Vec{};
   }
-  auto key = [&](int64_t j, int odd) {
+  auto key = [&](int64_t j, int odd) {  // stores last: the compiler must reload what they might have changed
     float* p = state + j * vp;
-    for (int i = 0; i < kVecs; i++) {
-      Vec s = load(p + i * kLanes);
-      s += remove[i] * b[j];
-      s += value[i] * k[j];
-      read[odd][i] += s * r[j];
-      next[odd][i] += s * next_a[j];
-      store(p + i * kLanes, s);
-    }
+    Vec s[kVecs];
+    for (int i = 0; i < kVecs; i++) s[i] = load(p + i * kLanes) + remove[i] * b[j];
+    for (int i = 0; i < kVecs; i++) s[i] += value[i] * k[j];
+    for (int i = 0; i < kVecs; i++) read[odd][i] += s[i] * r[j];
+    for (int i = 0; i < kVecs; i++) next[odd][i] += s[i] * next_a[j];
+    for (int i = 0; i < kVecs; i++) store(p + i * kLanes, s[i]);
   };
   int64_t j = 0;
   for (; j + 2 <= dim_k; j += 2) {
@@ -309,49 +317,59 @@ inline void scale_keys(float* state, int64_t dim_k, int64_t vp, const float* fac
     for (int64_t i = 0; i < vp; i += kLanes) store(state + j * vp + i, load(state + j * vp + i) * factor[j]);
 }
 
+// One step's inputs in scaled coordinates. A row of each is all that is kept: the state must stay in the L1 cache.
+struct StepRows {
+  float *total, *up, *down, *r, *a, *k, *b, *buffer;
+};
+
+void forward_stretch(const Wkv7Call& call, int64_t b, int64_t h, const Stretch& s, const StepRows& x, float* state,
+                     float* sa, float* v, float* y) {
+  const int64_t K = call.dim_k, V = call.dim_v, kp = padded(K), vp = padded(V);
+  const bool direct = call.y.type == kFloat32 && V == vp;  // y's rows can be written where they belong
+  if (s.fresh) std::memset(state, 0, kp * vp * 4);
+  std::memset(x.total, 0, kp * 4);
+  for (int64_t j = 0; j < kp; j += kLanes) store(x.up + j, spread(1.0f));
+  scale_row(call, call.a, b, s.start, h, x.up, x.a, x.buffer);
+  product<false>(1, vp, K, x.a, 0, 1, state, vp, sa, vp);
+  for (int64_t t = s.start; t < s.start + s.count; t++) {
+    prefetch_step(call, b, h, t + kAhead);
+    decay_row(call, b, t, h, x.total, x.up, x.down, x.buffer);
+    scale_row(call, call.r, b, t, h, x.up, x.r, x.buffer);
+    scale_row(call, call.k, b, t, h, x.down, x.k, x.buffer);
+    scale_row(call, call.b, b, t, h, x.down, x.b, x.buffer);
+    if (t + 1 < s.start + s.count) scale_row(call, call.a, b, t + 1, h, x.up, x.a, x.buffer);
+    if (call.removed) std::memcpy(call.removed + ((b * call.steps + t) * call.heads + h) * V, sa, V * 4);
+    const float* value = row_of(call.v, b, t, h, V, v);
+    float* read = direct ? static_cast<float*>(call.y.data) + offset(call.y, b, t, h) : y;
+    int64_t j = 0;
+    for (; j + 2 * kLanes <= vp; j += 2 * kLanes)
+      step<2>(state + j, vp, K, x.r, x.a, x.k, x.b, value + j, sa + j, read + j);
+    for (; j < vp; j += kLanes) step<1>(state + j, vp, K, x.r, x.a, x.k, x.b, value + j, sa + j, read + j);
+    if (!direct) write_row(call.y, b, t, h, V, y);
+  }
+  scale_keys(state, K, vp, x.up);
+}
+
 void forward_head(const Wkv7Call& call, int64_t b, int64_t h, Scratch& scratch) {
   const int64_t K = call.dim_k, V = call.dim_v, kp = padded(K), vp = padded(V);
-  const int64_t blocks = (call.steps + kBlock - 1) / kBlock;
+  const int64_t blocks = (call.steps + kBlock - 1) / kBlock, item = b * call.heads + h;
   float* state = scratch.take(kp, vp);
-  Scaled x{scratch.take(kPair + 1, kp), scratch.take(kPair, kp), scratch.take(1, kp), scratch.take(kBlock + 1, kp),
-           scratch.take(kBlock, kp)};
-  float *row = scratch.take(1, kp), *v = scratch.take(1, vp), *sa = scratch.take(1, vp), *y = scratch.take(1, vp);
-  const float* nothing = scratch.take(1, kp);
-  const bool direct = call.y.type == kFloat32 && V == vp;
+  auto row = [&] { return scratch.take(1, kp); };
+  const StepRows x{row(), row(), row(), row(), row(), row(), row(), row()};
+  float *v = scratch.take(1, vp), *sa = scratch.take(1, vp), *y = scratch.take(1, vp);
   if (call.state) transpose(call.state + b * call.state_batch + h * V * K, K, V, K, state, vp);
-
   for (int64_t block = 0; block < blocks; block++) {
-    if (call.block_states) transpose(state, vp, K, V, call.block_states + ((b * call.heads + h) * blocks + block) * V * K, K);
-    prefetch_block(call, b, h, block + 1);
+    if (call.block_states) transpose(state, vp, K, V, call.block_states + (item * blocks + block) * V * K, K);
     Stretch parts[kBlock];
     const int found = stretches(call, b, block, parts);
-    for (int n = 0; n < found; n++) {
-      const Stretch& s = parts[n];
-      if (s.fresh) std::memset(state, 0, kp * vp * 4);
-      scale(call, b, h, s, kp, x, row);
-      product<false>(1, vp, K, x.queries + kBlock * kp, 0, 1, state, vp, sa, vp);
-      for (int64_t i = 0; i < s.count; i++) {
-        const int64_t t = s.start + i;
-        const float* value = row_of(call.v, b, t, h, V, v);
-        float* read = direct ? static_cast<float*>(call.y.data) + offset(call.y, b, t, h) : y;
-        if (call.removed) std::memcpy(call.removed + ((b * call.steps + t) * call.heads + h) * V, sa, V * 4);
-        const float* r = x.queries + i * kp;
-        const float* next_a = i + 1 < s.count ? x.queries + (kBlock + i + 1) * kp : nothing;
-        const float *k = x.keys + i * kp, *w = x.keys + (kBlock + i) * kp;
-        int64_t j = 0;
-        for (; j + 2 * kLanes <= vp; j += 2 * kLanes) step<2>(state + j, vp, K, r, next_a, k, w, value + j, sa + j, read + j);
-        for (; j < vp; j += kLanes) step<1>(state + j, vp, K, r, next_a, k, w, value + j, sa + j, read + j);
-        if (!direct) write_row(call.y, b, t, h, V, y);
-      }
-      scale_keys(state, K, vp, x.before + s.count * kp);
-    }
+    for (int n = 0; n < found; n++) forward_stretch(call, b, h, parts[n], x, state, sa, v, y);
   }
-  if (call.final_state) transpose(state, vp, K, V, call.final_state + (b * call.heads + h) * V * K, K);
+  if (call.final_state) transpose(state, vp, K, V, call.final_state + item * V * K, K);
 }
 
 int64_t forward_scratch(const Wkv7Call& call) {
   const int64_t kp = padded(call.dim_k), vp = padded(call.dim_v);
-  return kp * vp + kp * (kPair + 1 + kPair + 1 + kBlock + 1 + kBlock + 2) + 3 * vp + 16 * kLanes;
+  return kp * vp + 8 * kp + 3 * vp + 16 * kLanes;
 }
 
 // Which rows of a block's products exist: r_i reads k_j and b_j for j <= i, a_i for j < i.
@@ -376,7 +394,7 @@ void backward_stretch(const Wkv7Call& call, int64_t b, int64_t h, const Stretch&
   std::memset(x.keys, 0, kPair * kp * 4);
   std::memset(m.douts, 0, kPair * vp * 4);
   std::memset(m.values, 0, kPair * vp * 4);
-  scale(call, b, h, s, kp, x, m.row);
+  scale_stretch(call, b, h, s, kp, x, m.row);
   for (int64_t i = 0; i < count; i++) {
     const int64_t t = s.start + i;
     if (call.y.data) std::memcpy(m.douts + i * vp, row_of(call.y, b, t, h, V, m.row_v), V * 4);
@@ -465,7 +483,7 @@ void backward_head(const Wkv7Call& call, int64_t b, int64_t h, Scratch& scratch)
     transpose(dfinal, K, V, K, grad, vp);
   }
   for (int64_t block = blocks - 1; block >= 0; block--) {
-    prefetch_block(call, b, h, block - 1);
+    for (int64_t t = (block - 1) * kBlock; t < block * kBlock; t++) prefetch_step(call, b, h, t);
     Stretch parts[kBlock];
     const int found = stretches(call, b, block, parts);
     const float* saved = call.block_states + (item * blocks + block) * V * K;
