@@ -27,6 +27,17 @@ NAMES = ("r", "log_w", "k", "v", "a", "b")
 FLOOR = -math.exp(-0.5)  # the natural logarithm of RWKV-7's smallest decay
 
 
+@pytest.fixture(autouse=True)
+def _native_needs_a_compiler(request: pytest.FixtureRequest) -> None:
+    """Tests of the native kernel skip, with its own reason, where it cannot be compiled."""
+    wanted = getattr(request.node, "callspec", None)
+    if "native" in request.node.name and wanted is not None and wanted.params.get("backend", "native") == "native":
+        from core.wkv import available_backends
+
+        if reason := available_backends()["native"]:
+            pytest.skip(reason)
+
+
 def _outer(x: Array, y: Array) -> Array:
     return x[..., :, None] * y[..., None, :]
 
