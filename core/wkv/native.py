@@ -13,7 +13,7 @@ from torch import Tensor
 from core.wkv import build
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
-_STEPS_PER_THREAD = 1 << 20  # state elements times steps that pay for starting a thread
+_WORK_PER_THREAD = 1 << 20  # state elements times steps that pay for starting a thread
 
 
 class _Tensor(ctypes.Structure):
@@ -78,7 +78,7 @@ def _call(inputs: tuple[Tensor, ...], reset: Tensor | None) -> _Call:
     batch, steps, heads, dim_k = r.shape
     call = _Call(batch=batch, steps=steps, heads=heads, dim_k=dim_k, dim_v=v.shape[-1])
     work = batch * steps * heads * dim_k * v.shape[-1]
-    call.threads = max(1, min(torch.get_num_threads(), work // _STEPS_PER_THREAD))
+    call.threads = max(1, min(torch.get_num_threads(), work // _WORK_PER_THREAD))
     for name, x in zip(("r", "log_w", "k", "v", "a", "b"), inputs, strict=True):
         setattr(call, name, _tensor(x))
     if reset is not None:
