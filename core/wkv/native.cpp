@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -516,7 +517,11 @@ void for_each_head(const Wkv7Call& call, int64_t scratch_floats, Work work) {
     }
   };
   std::vector<std::thread> others;
-  for (int64_t n = 1; n < std::min(call.threads, items); n++) others.emplace_back(run);
+  try {
+    for (int64_t n = 1; n < std::min(call.threads, items); n++) others.emplace_back(run);
+  } catch (const std::system_error&) {
+    // No more threads to be had (a container's limit, say): those there are do the work.
+  }
   run();
   for (auto& thread : others) thread.join();
 }
