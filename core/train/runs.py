@@ -91,7 +91,11 @@ class RunFolder:
             return cls(found[-1].parent)
         if path.is_dir():
             raise UserError(f"'{name}' is no run folder: it holds no config.yaml.")
-        siblings = sorted(str(p) for p in path.parent.iterdir() if p.is_dir()) if path.parent.is_dir() else []
+        siblings = (
+            sorted(str(p) for p in path.parent.iterdir() if p.is_dir() and p.name[0] != ".")
+            if path.parent.is_dir()
+            else []
+        )
         hint = did_you_mean(str(path), siblings) if siblings else "; 'greylag train' prints where its run folder is."
         raise UserError(f"There is no run folder '{name}'{hint}")
 
