@@ -17,6 +17,7 @@ VERBS = {
     "export": ("core.cli.export", "write a run's model for others"),
     "list": ("core.cli.listing", "apps, models, datasets, experiments"),
     "demo": ("core.cli.demo", "train, evaluate and show a small model"),
+    "doctor": ("core.cli.doctor", "what works on this machine, and why the rest does not"),
 }
 _HELP = ("-h", "--help", "help")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)

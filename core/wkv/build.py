@@ -101,8 +101,7 @@ def _compiled(compiler: str) -> Path:
 
 def cache_folder() -> Path:
     """Where libraries are kept; a private temporary folder where the home folder cannot be written."""
-    base = os.environ.get("GREYLAG_CACHE")
-    folder = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "greylag"
+    folder = wanted_cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
@@ -110,6 +109,13 @@ def cache_folder() -> Path:
     except OSError:
         pass
     return Path(tempfile.mkdtemp(prefix="greylag-"))  # a shared one could hold another user's library
+
+
+def wanted_cache_folder() -> Path:
+    """Where libraries are to be kept, whether or not it is there and can be written."""
+    if base := os.environ.get("GREYLAG_CACHE"):
+        return Path(base).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "greylag"
 
 
 @contextmanager

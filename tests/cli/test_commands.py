@@ -26,7 +26,9 @@ def run(tiny_app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunF
     return RunFolder.open("runs")
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["train", "--help"], ["list"], ["export", "-h"], ["--version"]])
+@pytest.mark.parametrize(
+    "words", [[], ["--help"], ["train", "--help"], ["list"], ["export", "-h"], ["doctor", "-h"], ["--version"]]
+)
 def test_help_and_list_need_no_torch(words: list[str]) -> None:
     code = (
         "import sys; from core.cli import main; code = main(sys.argv[1:]); "
