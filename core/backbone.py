@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from core.layers import Block, Context, channel_mixers, token_mixers
+from core.layers.step import step
 from core.state import State
 
 DEFAULT_CHANNEL_MIXER = {"attention": "mlp"}
@@ -111,6 +112,10 @@ class Backbone(nn.Module):
         ctx = ctx or Context()
         if state is not None and len(state.layers) != self.num_layers:
             raise ValueError(f"the state is of {len(state.layers)} layers, this backbone has {self.num_layers}")
+        if not torch.compiler.is_compiling() and x.shape[1] == 1:
+            stepped = step(self.blocks, self.ln_out, x, state, ctx)
+            if stepped is not None:
+                return stepped
         states = []
         for i, block in enumerate(self.blocks):
             layer_state = state.layers[i] if state is not None else None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from core import init
 from core.backbone import Backbone
 from core.layers import Context
+from core.layers.step import linear
 from core.state import State
 
 
@@ -45,7 +46,14 @@ class RWKV7LM(nn.Module):
         init.embedding_(self.emb.weight)
         init.head_(self.head.weight)
 
-    def forward(self, tokens: Tensor, state: State | None = None, ctx: Context | None = None) -> tuple[Tensor, State]:
-        """tokens (B, T) integer -> logits (B, T, V) and the state after the last token."""
+    def forward(
+        self, tokens: Tensor, state: State | None = None, ctx: Context | None = None, *, last: bool = False
+    ) -> tuple[Tensor, State]:
+        """tokens (B, T) integer -> logits (B, T, V) and the state after the last token.
+
+        last=True gives the logits after the last token alone, (B, 1, V): all that generation needs of a prompt, and
+        the head is the largest matrix. One token at a time on a CPU without gradients takes the compiled step of
+        :mod:`core.layers.step`.
+        """
         x, new_state = self.backbone(self.emb(tokens), state, ctx)
-        return self.head(x), new_state
+        return linear(self.head, x[:, -1:] if last else x), new_state

@@ -1,4 +1,4 @@
-"""Compiling ``native.cpp`` at first use, once per source, compiler and CPU.
+"""Compiling a C++ kernel at first use, once per source, compiler and CPU.
 
 The library lies in ``$GREYLAG_CACHE``, else ``$XDG_CACHE_HOME/greylag`` or ``~/.cache/greylag``. A lock lets one of
 several processes compile while the others wait, and the finished file is moved into place whole.
@@ -13,7 +13,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -42,24 +42,33 @@ class Library(NamedTuple):
 
 @cache
 def library() -> Library:
-    """Compile if need be, load, check. Never raises: what went wrong is the reason."""
+    """The WKV-7 kernel, see :func:`load`."""
+    loaded = load(SOURCE, ("wkv7_forward", "wkv7_backward"))
+    assert loaded.handle is None or loaded.handle.wkv7_block() == BLOCK
+    return loaded
+
+
+def load(source: Path, functions: Sequence[str]) -> Library:
+    """Compile `source` if need be, load it, look up `functions`, which take one pointer and return nothing.
+
+    Never raises: what went wrong is the reason.
+    """
     compiler = find_compiler()
     if os.name != "posix":
         return Library(None, f"it is built with GCC or Clang on Linux or macOS, this is {platform.system()}")
     if compiler is None:
         return Library(None, f"no C++ compiler was found: {ADVICE}")
     try:
-        path = _compiled(compiler)
+        path = _compiled(compiler, source)
         handle = ctypes.CDLL(str(path))
     except subprocess.CalledProcessError as error:
         first = next((line for line in error.stderr.splitlines() if "error" in line), error.stderr.strip()[:200])
         return Library(None, f"{compiler} could not compile it ({first}): {ADVICE}")
     except OSError as error:
         return Library(None, f"it could not be built or loaded ({error})")
-    for name in ("wkv7_forward", "wkv7_backward"):
+    for name in functions:
         function = getattr(handle, name)
         function.argtypes, function.restype = [ctypes.c_void_p], None
-    assert handle.wkv7_block() == BLOCK
     return Library(handle, None)
 
 
@@ -80,17 +89,17 @@ def _cpu() -> str:
     )
 
 
-def _compiled(compiler: str) -> Path:
+def _compiled(compiler: str, source: Path) -> Path:
     target = ("-mcpu=native",) if platform.machine() in ("arm64", "aarch64") else ("-march=native",)
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     recipe = "\n".join((*FLAGS, *target, version, platform.machine(), _cpu())).encode()
-    key = hashlib.sha256(SOURCE.read_bytes() + recipe).hexdigest()[:20]
+    key = f"{source.stem}-{hashlib.sha256(source.read_bytes() + recipe).hexdigest()[:20]}"
     folder = cache_folder()
-    path = folder / f"wkv7-{key}.so"
-    with _lock(folder / f"wkv7-{key}.lock"):
+    path = folder / f"{key}.so"
+    with _lock(folder / f"{key}.lock"):
         if not path.is_file():
-            partial = folder / f".wkv7-{key}.{os.getpid()}.so"
-            command = [compiler, *FLAGS, *target, str(SOURCE), "-o", str(partial)]
+            partial = folder / f".{key}.{os.getpid()}.so"
+            command = [compiler, *FLAGS, *target, str(source), "-o", str(partial)]
             try:
                 subprocess.run(command, capture_output=True, text=True, check=True)
                 os.replace(partial, path)

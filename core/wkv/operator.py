@@ -56,6 +56,11 @@ def use_backend(name: str) -> Iterator[None]:
         _override.pop()
 
 
+def requested() -> str | None:
+    """The backend that :func:`use_backend` or the environment names; None leaves the choice to the operator."""
+    return (_override[-1] if _override else None) or os.environ.get(ENVIRONMENT) or None
+
+
 def _require(name: str) -> None:
     if name not in BACKENDS:
         raise ValueError(f"unknown WKV backend {name!r}: choose one of {', '.join(BACKENDS)}")
@@ -65,7 +70,7 @@ def _require(name: str) -> None:
 
 
 def _choose(r: Tensor, backend: str | None) -> str:
-    name = backend or (_override[-1] if _override else None) or os.environ.get(ENVIRONMENT)
+    name = backend or requested()
     if name:
         _require(name)
         return name
