@@ -10,8 +10,9 @@ chunk is sequential. With G the inclusive cumulative sum of log_w, E = G - log_w
     Y = rh S' + A_rb U + A_rk v
 
 (' is the transpose). RWKV-7's decay is bounded, log_w >= -e^-0.5, so that e^-G <= e^19.5 at c = 32: float32
-needs no offset and no sub-chunks. Stored for the backward: S per chunk, U and the inverse; the rest is made
-anew. A sequence that fits one chunk never forms a V x K state unless one comes in or is asked for.
+needs no offset and no sub-chunks. On a CPU a call with G < -64 is refused; e^88 is where float32 ends. Stored for the
+backward: S per chunk, U and the inverse; the rest is made anew. A sequence that fits one chunk never forms a V x K
+state unless one comes in or is asked for.
 
 The structure is that of flash-linear-attention's ``ops/generalized_delta_rule/dplr``; the backward and the
 treatment of ``reset`` are derived in ``docs/wkv7.md``.
@@ -19,15 +20,18 @@ treatment of ``reset`` are derived in ``docs/wkv7.md``.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from core.wkv.pieces import backward_row, forward_row, spoilt_rows
 from core.wkv.reference import without_autocast
 
 CHUNK = 32  # measured optimum on CPUs; also the longest sequence that takes the one-chunk path
+FLOOR = -64.0  # of a key's log_w summed over a chunk: float32 then has 10^10 left for r, k, v before e^64 overflows
 
 
 def _ceil_div(x: int, y: int) -> int:
@@ -77,7 +81,10 @@ def _stack(upper: Tensor, lower: Tensor, scale_upper: Tensor, scale_lower: Tenso
 
 
 class _Segments(NamedTuple):
-    """What `reset` blocks: pairs of steps, reads of the incoming state, writes to the outgoing one, its passage."""
+    """What `reset` leaves: pairs of steps, reads of the incoming state, writes to the outgoing one, its passage.
+
+    Masks of 0 and 1. A product with 0 lets an infinite state through as NaN, so :meth:`block` selects.
+    """
 
     pairs: Tensor  # (count, B*H, 2 size, 2 size)
     first: Tensor  # (count, B*H, size, 1)
@@ -91,6 +98,11 @@ class _Segments(NamedTuple):
         final = number[:, :, -1:]
         pairs = (number == number.mT).to(dtype).repeat(1, 1, 2, 2)
         return cls(pairs, (number == 0).to(dtype), (number == final).to(dtype), (final == 0).to(dtype))
+
+    @staticmethod
+    def block(x: Tensor, mask: Tensor) -> Tensor:
+        """x in place, 0 wherever the mask is, whatever stood there."""
+        return x.masked_fill_(mask == 0, 0.0)
 
 
 class _Chunks(NamedTuple):
@@ -108,6 +120,11 @@ class _Chunks(NamedTuple):
     to_end: Tensor  # e^Gc masked as keys_out, (count, B*H, 1 or 2 size, K)
     mask: Tensor  # which entries of queries keys' exist, (..., 2 size, 2 size)
     reads: Tensor | None  # rows of queries_in that read, (count, B*H, 2 size, 1)
+    guard: _Segments | None  # if nobody looks afterwards: these must hold back what is not finite by themselves
+
+    def causal(self, x: Tensor) -> Tensor:
+        """Pairs of steps with those that do not exist set to 0, in place."""
+        return x.mul_(self.mask) if self.guard is None else self.guard.block(x, self.mask)
 
 
 def _prepare(
@@ -130,13 +147,18 @@ def _prepare(
     lower, strict = ones.tril(), ones.tril(-1)
     mask = torch.cat((torch.cat((lower, lower), 1), torch.cat((strict, strict), 1)), 0)
     if reset is None:
-        return _Chunks(v, up, up_before, down, queries, keys, queries, keys * end, end, end, mask, None)
+        return _Chunks(v, up, up_before, down, queries, keys, queries, keys * end, end, end, mask, None, None)
     segments = _Segments.of(reset, layout, dtype)
     reads, to_end = segments.first.repeat(1, 1, 2, 1), end * segments.last.repeat(1, 1, 2, 1)
     return _Chunks(
         v, up, up_before, down, queries, keys, queries * reads, keys * to_end,
-        end * segments.whole, to_end, mask * segments.pairs, reads,
+        end * segments.whole, to_end, mask * segments.pairs, reads, None if _can_look(r) else segments,
     )  # fmt: skip
+
+
+def _can_look(x: Tensor) -> bool:
+    """Whether values can be looked at for nothing; elsewhere the program would wait for the device."""
+    return x.device.type == "cpu"
 
 
 def _inverse(lower: Tensor) -> Tensor:
@@ -145,6 +167,50 @@ def _inverse(lower: Tensor) -> Tensor:
     out = torch.empty_like(lower, memory_format=torch.contiguous_format)
     # `unitriangular` takes the diagonal as ones without reading it.
     return torch.linalg.solve_triangular(-lower, eye, upper=False, unitriangular=True, out=out)
+
+
+def _check_decay(end: Tensor, layout: _Layout) -> None:
+    """`end`: each key's decay over each chunk. Raises ValueError where its inverse may overflow."""
+    least, floor = float(end.amin()), FLOOR * (5 if end.dtype == torch.float64 else 1)
+    if least < math.exp(floor):
+        total = f"{math.log(least):.1f}" if least else f"less than {math.log(torch.finfo(end.dtype).tiny):.0f}"
+        raise ValueError(
+            f"log_w sums to {total} over {layout.size} steps, but the chunked backend multiplies decays out and takes "
+            f"{floor} at most (log_w >= {floor / CHUNK:g} is always right): use backend='reference', or 'native' "
+            "on a CPU; to empty the state use reset"
+        )
+
+
+def _read(c: _Chunks, n: int, state: Tensor, reads: Tensor, removed: Tensor) -> None:
+    """Add to `removed` what chunk n's steps remove from the state it starts with."""
+    if c.guard is None:
+        removed.baddbmm_(reads, state.mT)
+    else:
+        removed += c.guard.block(reads @ state.mT, c.guard.first[n])
+
+
+def _pass_on(c: _Chunks, n: int, state: Tensor, removed: Tensor, out: Tensor) -> None:
+    """The state after chunk n into `out`."""
+    size = c.v.shape[2]
+    torch.mul(state, c.pass_on[n], out=out)
+    if c.guard is not None:
+        c.guard.block(out, c.guard.whole[n])
+        removed = c.guard.block(removed.clone(), c.guard.last[n])
+    out.baddbmm_(c.v[n].mT, c.keys_out[n, :, :size])
+    out.baddbmm_(removed.mT, c.keys_out[n, :, size:])
+
+
+def _outputs(c: _Chunks, scores: Tensor, removed: Tensor, reads: Tensor, states: Tensor | None) -> Tensor:
+    """Y; `states` only if there are some to read. With a guard, `removed` is without what the states add to it."""
+    size = c.v.shape[2]
+    y = scores[:, :, :size] @ torch.cat((c.v, removed), dim=2)
+    if states is None:
+        return y
+    if c.guard is None:
+        return y.add_(c.queries_in[:, :, :size] @ states.mT)
+    # The state's way through `removed` joined to its direct one, so that rows behind a reset never meet it.
+    through = c.queries_in[:, :, :size] + scores[:, :, :size, size:] @ reads
+    return y.add_(c.guard.block(through @ states.mT, c.guard.first))
 
 
 def _forward(
@@ -163,7 +229,9 @@ def _forward(
     layout = _Layout.of(r)
     c = _prepare(layout, r, log_w, k, v, a, b, reset)
     size, rows = layout.size, layout.batch * layout.heads
-    scores = (c.queries @ c.keys.mT).mul_(c.mask)
+    if _can_look(log_w):
+        _check_decay(c.up[:, :, -1], layout)
+    scores = c.causal(c.queries @ c.keys.mT)
     inverse = _inverse(scores[:, :, size:, size:])
     removed = inverse @ (scores[:, :, size:, :size] @ c.v)
     reads = inverse @ c.queries_in[:, :, size:]
@@ -173,18 +241,14 @@ def _forward(
     states = c.v.new_empty(layout.chunks, rows, dim_v, dim_k)
     states[0] = state.reshape(rows, dim_v, dim_k) if state is not None else 0.0
     final = c.v.new_empty((rows, dim_v, dim_k) if want_state else (0,))
+    own = removed if c.guard is None else removed.clone()  # without what the incoming states add
     for n in range(layout.chunks):
         if n or has_state:
-            removed[n].baddbmm_(reads[n], states[n].mT)
+            _read(c, n, states[n], reads[n], removed[n])
         if n + 1 < layout.chunks or want_state:
-            following = states[n + 1] if n + 1 < layout.chunks else final
-            torch.mul(states[n], c.pass_on[n], out=following)
-            following.baddbmm_(c.v[n].mT, c.keys_out[n, :, :size])
-            following.baddbmm_(removed[n].mT, c.keys_out[n, :, size:])
+            _pass_on(c, n, states[n], removed[n], states[n + 1] if n + 1 < layout.chunks else final)
 
-    y = scores[:, :, :size] @ torch.cat((c.v, removed), dim=2)
-    if layout.chunks > 1 or has_state:
-        y += c.queries_in[:, :, :size] @ states.mT
+    y = _outputs(c, scores, own, reads, states if layout.chunks > 1 or has_state else None)
     y = layout.join(y, r.dtype)
     if want_state:
         final = final.reshape(layout.batch, layout.heads, dim_v, dim_k)
@@ -211,7 +275,7 @@ def _backward(
     layout = _Layout.of(r)
     c = _prepare(layout, r, log_w, k, v, a, b, reset)
     size = layout.size
-    scores = (c.queries @ c.keys.mT).mul_(c.mask)
+    scores = c.causal(c.queries @ c.keys.mT)
     dy_cut = torch.zeros_like(c.v) if dy is None else layout.cut(dy, c.v.dtype)
 
     # The chunks backwards: dz is the gradient of the triangular system's right-hand side.
@@ -229,13 +293,16 @@ def _backward(
     douts, values = torch.cat((dy_cut, dz), dim=2), torch.cat((c.v, removed), dim=2)
     dv = scores[:, :, :, :size].mT @ douts
     dv += c.keys_out[:, :, :size] @ dnext.mT
-    dscores = (douts @ values.mT).mul_(c.mask)
-    dqueries = douts @ states
-    if c.reads is not None:
+    dscores = c.causal(douts @ values.mT)
+    dqueries, dkeys_out, dpass_on = douts @ states, values @ dnext, (states * dnext).sum(2, keepdim=True)
+    if c.guard is not None:
+        c.guard.block(dqueries, c.guard.first.repeat(1, 1, 2, 1))
+        c.guard.block(dkeys_out, c.guard.last.repeat(1, 1, 2, 1))
+        c.guard.block(dpass_on, c.guard.whole)
+    elif c.reads is not None:
         dqueries *= c.reads
     dqueries += dscores @ c.keys
-    dkeys_out = values @ dnext
-    at_end = (c.keys_out * dkeys_out).sum(2, keepdim=True) + c.pass_on * (states * dnext).sum(2, keepdim=True)
+    at_end = (c.keys_out * dkeys_out).sum(2, keepdim=True) + c.pass_on * dpass_on
     dkeys = (dscores.mT @ c.queries).addcmul_(dkeys_out, c.to_end)
 
     # Decay: x e^G contributes x dx to dG, and so on; dG_t reaches every log_w_s with s <= t.
@@ -268,8 +335,15 @@ def _op(
     want_state: bool,
     want_saved: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs = (r, log_w, k, v, a, b)
     with without_autocast(r.device):
-        return _forward(r, log_w, k, v, a, b, state, reset, want_state, want_saved)
+        y, final, *saved = _forward(*inputs, state, reset, want_state, want_saved)
+        if reset is not None and _can_look(r):
+            for row in spoilt_rows(y):  # every state is read by its y
+                y[row : row + 1], last = forward_row(_forward, row, inputs, state, reset)
+                if want_state:
+                    final[row : row + 1] = last
+    return y, final, saved[0], saved[1], saved[2]
 
 
 @torch.library.register_fake("greylag::wkv7_chunked")
@@ -306,8 +380,16 @@ def _op_backward(
     removed: Tensor,
     inverse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs = (r, log_w, k, v, a, b)
     with without_autocast(r.device):
-        return _backward(dy, dfinal, r, log_w, k, v, a, b, reset, states, removed, inverse)
+        grads = _backward(dy, dfinal, *inputs, reset, states, removed, inverse)
+        if reset is not None and _can_look(r):
+            state = states[0].reshape(grads[6].shape)
+            for row in spoilt_rows(*grads):
+                mended = backward_row(_forward, _backward, row, dy, dfinal, inputs, state, reset)
+                for grad, part in zip(grads, mended, strict=True):
+                    grad[row : row + 1] = part
+    return grads
 
 
 @torch.library.register_fake("greylag::wkv7_chunked_backward")
@@ -346,7 +428,12 @@ def wkv7_chunked(
     reset: Tensor | None = None,
     return_state: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """The chunk form as a custom op; shapes as :func:`core.wkv.wkv7`, state already (B, H, V, K)."""
+    """The chunk form as a custom op; shapes as :func:`core.wkv.wkv7`, state already (B, H, V, K).
+
+    Raises:
+        ValueError: on a CPU, a key's log_w that sums to less than FLOOR (float64: 5 FLOOR) over a chunk. Elsewhere
+            nothing looks, and y turns to NaN where e^-G overflows.
+    """
     tensors = (r, log_w, k, v, a, b, state)
     saved = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     y, final, *_ = torch.ops.greylag.wkv7_chunked(r, log_w, k, v, a, b, state, reset, return_state, saved)
