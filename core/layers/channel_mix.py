@@ -60,7 +60,8 @@ class ChannelMix(nn.Module):
         """x (B, T, C), normalised -> y (B, T, C), the state after it, the context unchanged."""
         ctx = ctx or Context()
         shifted, new_state = self.token_shift(x, state, ctx)
-        hidden = F.relu(self.key(mix_shift(x, shifted, self.x_k))).square()
+        hidden = F.relu(self.key(mix_shift(x, shifted, self.x_k)), inplace=True)  # the widest tensors of all
+        hidden = hidden.square() if torch.is_grad_enabled() else hidden.square_()
         return self.value(hidden), new_state if ctx.keep_state else {}, ctx
 
 

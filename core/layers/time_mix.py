@@ -193,7 +193,7 @@ class TimeMix(nn.Module):
                     "this TimeMix mixes in the first layer's value, but ctx.v_first is None: run it after a first "
                     "layer, or build it with value_residual=False"
                 )
-            v = v + (ctx.v_first - v) * self._heads(torch.sigmoid(self.v0 + (xv @ self.v1) @ self.v2))
+            v = mix_shift(v, ctx.v_first, self._heads(torch.sigmoid(self.v0 + (xv @ self.v1) @ self.v2)))
         elif ctx.v_first is None:
             ctx = ctx._replace(v_first=v)
 
@@ -204,8 +204,8 @@ class TimeMix(nn.Module):
             log_w = LOG_DECAY_FLOOR * torch.sigmoid((self.w0 + decay).to(precise))
             iclr = torch.sigmoid((self.a0 + self._low_rank(None, xa, self.a1, self.a2)).to(precise))
             kk = F.normalize(self._heads((k * self.k_k).to(precise)), dim=-1, eps=1e-12)
-            k = k * (1 + (iclr - 1) * self.k_a)
-        b = kk * self._heads(iclr * self.iclr_scale)
+            k = k * mix_shift(torch.ones_like(iclr[..., :1]), iclr, self.k_a)  # 1 + (iclr - 1) k_a
+        b = kk * self._heads(iclr if self.iclr_scale == 1.0 else iclr * self.iclr_scale)
         r, k = self._heads(r), self._heads(k.to(dtype))
         return WKVInputs(r, self._heads(log_w), k, v.to(dtype), -kk.to(dtype), b.to(dtype)), ctx
 
@@ -254,7 +254,7 @@ class TimeMix(nn.Module):
         if self.ln_x is not None:
             y = self.ln_x(y.flatten(0, 1).flatten(1)).view_as(y)
         if self.bonus:
-            y = y + (inputs.r * inputs.k * self.r_k).sum(-1, keepdim=True) * inputs.v
+            y = torch.addcmul(y, (inputs.r * inputs.k * self.r_k).sum(-1, keepdim=True), inputs.v)
         y = y.flatten(2)
         if self.gate:
             y = y * self._low_rank(torch.sigmoid, mix_shift(x, shifted, self.x_g), self.g1, self.g2)
