@@ -94,7 +94,8 @@ def devices() -> list[Line]:
 
 
 def kernel() -> list[Line]:
-    """The compiler, and the library made with it."""
+    """The compiler, and the libraries made with it."""
+    from core.layers import step
     from core.wkv import build
 
     compiler = build.find_compiler()
@@ -103,16 +104,11 @@ def kernel() -> list[Line]:
     lines = [Line("compiler", f"{compiler}, {compiler_version(compiler)}")]
     if (wanted := os.environ.get("CXX")) and shutil.which(wanted) is None:
         lines.append(Line("CXX", wanted, NOTE, "This compiler cannot be found; unset CXX or give its path."))
-    begun = time.time()
-    library = build.library()
-    if library.handle is None:
-        return [*lines, Line("library", library.reason or "none", NOTE)]
-    path = Path(library.handle._name)
-    made = path.stat().st_mtime
-    when = f"compiled now, in {time.time() - begun:.1f} s" if made >= begun else "compiled earlier"
-    lines.append(Line("library", f"{path}, {when}"))
-    lanes = library.handle.wkv7_lanes()
-    lines.append(Line("vector width", f"{lanes} float32 numbers ({32 * lanes} bits)"))
+    lines.append(_library("operator", build.library))
+    lines.append(_library("one-token step", lambda: build.load(Path(step.__file__).with_name("step.cpp"), ())))
+    if (handle := build.library().handle) is not None:
+        lanes = handle.wkv7_lanes()
+        lines.append(Line("vector width", f"{lanes} float32 numbers ({32 * lanes} bits)"))
     return lines
 
 
@@ -236,6 +232,17 @@ def _sees_gpu() -> bool:
         return torch.cuda.is_available()
     except Exception:  # noqa: BLE001  a broken torch has its own line
         return False
+
+
+def _library(name: str, load: Callable[[], Any]) -> Line:
+    """A compiled library: where it lies, and whether this call made it."""
+    begun = time.time()
+    handle, reason = load()
+    if handle is None:
+        return Line(name, f"missing: {reason}", NOTE)
+    path = Path(handle._name)
+    now = path.stat().st_mtime >= begun
+    return Line(name, f"{path}, {f'compiled now, in {time.time() - begun:.1f} s' if now else 'compiled earlier'}")
 
 
 def _self_test(name: str) -> Line:

@@ -189,15 +189,16 @@ def test_without_a_compiler_it_works_with_a_note(light: None, monkeypatch: pytes
     assert problems() == []
 
 
-def test_the_library_and_whether_it_was_compiled_now(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_libraries_and_whether_they_were_compiled_now(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if build.find_compiler() is None:
         pytest.skip("no C++ compiler on this machine")
     monkeypatch.setenv("GREYLAG_CACHE", str(tmp_path))
     monkeypatch.setattr(build, "library", build.library.__wrapped__)
     first, second = ({line.name: line for line in symptoms.kernel()} for _ in range(2))
-    assert first["library"].value.startswith(str(tmp_path))
-    assert "compiled now, in " in first["library"].value
-    assert "compiled earlier" in second["library"].value
+    for name in ("operator", "one-token step"):
+        assert first[name].value.startswith(str(tmp_path))
+        assert "compiled now, in " in first[name].value
+        assert "compiled earlier" in second[name].value
     assert re.match(r"(4|8|16) float32 numbers", first["vector width"].value)
 
 
