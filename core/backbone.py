@@ -98,8 +98,10 @@ class Backbone(nn.Module):
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
 
-    def forward(self, x: Tensor, state: State | None = None, ctx: Context | None = None) -> tuple[Tensor, State]:
-        """x (B, T, C) -> y (B, T, C) and the state after the last token.
+    def forward(
+        self, x: Tensor, state: State | None = None, ctx: Context | None = None, *, last: bool = False
+    ) -> tuple[Tensor, State]:
+        """x (B, T, C) -> y (B, T, C), with last=True (B, 1, C) for the last token alone, and the state after it.
 
         Args:
             x: embedded tokens.
@@ -122,6 +124,6 @@ class Backbone(nn.Module):
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x, new_state, ctx = checkpoint(block, x, layer_state, ctx, use_reentrant=False)
             else:
-                x, new_state, ctx = block(x, layer_state, ctx)
+                x, new_state, ctx = block(x, layer_state, ctx, last=last and i == self.num_layers - 1)
             states.append(new_state)
-        return self.ln_out(x), State(tuple(states))
+        return self.ln_out(x[:, -1:] if last else x), State(tuple(states))

@@ -55,5 +55,5 @@ class RWKV7LM(nn.Module):
         the head is the largest matrix. One token at a time on a CPU without gradients takes the compiled step of
         :mod:`core.layers.step`.
         """
-        x, new_state = self.backbone(self.emb(tokens), state, ctx)
-        return linear(self.head, x[:, -1:] if last else x), new_state
+        x, new_state = self.backbone(self.emb(tokens), state, ctx, last=last)
+        return linear(self.head, x), new_state

@@ -46,13 +46,20 @@ class Block(nn.Module):
         self.gamma1 = nn.Parameter(torch.full((dim,), layer_scale)) if scaled else None
         self.gamma2 = nn.Parameter(torch.full((dim,), layer_scale)) if scaled else None
 
-    def forward(self, x: Tensor, state: BlockState | None, ctx: Context) -> tuple[Tensor, BlockState, Context]:
-        """x (B, T, C) -> x (B, T, C), the state after it, the context."""
+    def forward(
+        self, x: Tensor, state: BlockState | None, ctx: Context, *, last: bool = False
+    ) -> tuple[Tensor, BlockState, Context]:
+        """x (B, T, C) -> x (B, T, C), the state after it, the context.
+
+        last=True: only x[:, -1:] of the result is wanted; tokens that it does not need may be left out.
+        """
         state = state or {}
         if self.ln0 is not None:
             x = self.ln0(x)
         y, att_state, ctx = self.att(self.ln1(x), state.get("att"), ctx)
         x = x + self.drop_path(y if self.gamma1 is None else y * self.gamma1)
+        if last and ctx.mask is None and ctx.reset is None:
+            x = x[:, -1 - getattr(self.ffn, "lookback", x.shape[1]) :]  # the channel mixer is most of a block's work
         y, ffn_state, ctx = self.ffn(self.ln2(x), state.get("ffn"), ctx)
         x = x + self.drop_path(y if self.gamma2 is None else y * self.gamma2)
         return x, {"att": att_state, "ffn": ffn_state}, ctx

@@ -41,6 +41,9 @@ class ChannelMix(nn.Module):
         hidden_dim = hidden_dim or 4 * dim
         self.depth = init.Depth(layer_id, num_layers)
         self.token_shift = TokenShift(token_shift, shift_heads)
+        if token_shift in ("causal", "none"):
+            self.lookback = int(token_shift == "causal")
+            """Tokens before the last one that its output depends on; absent: any, before or after it."""
         self.x_k = nn.Parameter(torch.empty(1, 1, dim)) if token_shift != "none" else None
         self.key = nn.Linear(dim, hidden_dim, bias=False)
         self.value = nn.Linear(hidden_dim, dim, bias=False)
@@ -68,6 +71,8 @@ class ChannelMix(nn.Module):
 @channel_mixers.register("mlp")
 class MLP(nn.Module):
     """The transformer's two layers with GELU, biases, no token shift (accepted and not used) and no state."""
+
+    lookback = 0
 
     def __init__(
         self,

@@ -215,6 +215,27 @@ def test_the_last_logits_alone(shake, close, calls) -> None:
     assert calls == ["matrix_vector"]  # of one row
 
 
+@pytest.mark.parametrize("shift", ["causal", "none", "bidirectional", "quad"])
+@pytest.mark.parametrize("mixer", ["rwkv7", "attention"])
+def test_the_last_output_alone_spares_the_last_channel_mixer(shake, close, shift, mixer) -> None:
+    backbone = shake(Backbone(32, 2, head_dim=8, mixer=["rwkv7", mixer], token_shift=shift))
+    x, widths = torch.randn(2, 12, 32), []
+    backbone.blocks[1].ffn.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape[1]))
+    reset, mask = torch.zeros(2, 12, dtype=torch.bool), torch.ones(2, 12, dtype=torch.bool)
+    reset[:, 11], mask[:, 10] = True, False
+    contexts = [Context(grid=(3, 4))]
+    contexts += [Context(reset=reset), Context(mask=mask)] if shift == "causal" else []
+    for ctx in contexts:
+        for start in (0, 11) if shift == "causal" and ctx.grid else (0,):  # also one token with a past
+            past = backbone(x[:, :start])[1] if start else None
+            wanted, wanted_state = backbone(x[:, start:], past, ctx)
+            y, state = backbone(x[:, start:], past, ctx, last=True)
+            close(y, wanted[:, -1:])
+            close(state, wanted_state)
+    least = {"causal": 2, "none": 1}.get(shift, 12) if mixer == "rwkv7" else 1
+    assert widths[1] == least
+
+
 def test_a_single_row_through_a_linear_layer(calls: list[str], close: Callable) -> None:
     for layer in (nn.Linear(33, 70), nn.Linear(7, 5, bias=False), nn.Linear(800, 1)):
         x = torch.randn(1, 2, layer.in_features)[:, :1]
