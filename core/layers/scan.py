@@ -2,9 +2,8 @@
 
 RWKV-7's delta rule has no two-sided closed form, so every direction is a scan of its own. A scan names its
 orders and whether the heads are divided among them (`split`, no extra cost) or every head takes all of them and
-their outputs are averaged (the current token then counts once, as in a single scan). The orders ride in the
-batch: one operator call whatever the scan. Permutations are flips and grid transposes, made after projection,
-so that all that is per token (value residual, bonus, gate) stays in raster order.
+their outputs are averaged (the current token then counts once, as in a single scan). It is one operator call whatever
+the scan, made after projection, so that all that is per token (value residual, bonus, gate) stays in raster order.
 
 Sources: VMamba (arXiv 2401.10166) cross scan; Vision-RWKV (arXiv 2403.02308); AudioRWKV (arXiv 2509.02167).
 """
@@ -13,13 +12,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from core.layers.context import Context
 from core.layers.token_shift import require_grid
 from core.wkv import wkv7
+from core.wkv.walk import FORWARD, Walk
 
 
 class WKVInputs(NamedTuple):
@@ -79,29 +77,6 @@ def resolve_scan(name: str, layer_id: int, heads: int) -> Scan:
     return scan
 
 
-def permute(x: Tensor, order: str, ctx: Context, *, inverse: bool = False) -> Tensor:
-    """x (B, T, ...) from raster order into `order`, or back with inverse=True."""
-    if order == "forward":
-        return x
-    if order == "backward":
-        return x.flip(1)
-    height, width = require_grid(ctx, x.shape[1], f"the scan order {order!r}")
-    if inverse:
-        x = x.flip(1) if order == "up" else x
-        return x.unflatten(1, (width, height)).transpose(1, 2).flatten(1, 2)
-    x = x.unflatten(1, (height, width)).transpose(1, 2).flatten(1, 2)
-    return x.flip(1) if order == "up" else x
-
-
-def _reset_in(order: str, reset: Tensor) -> Tensor:
-    """Where sequences begin when walked in `order`: backwards, a sequence begins at its last token."""
-    if order == "forward":
-        return reset
-    if order == "backward":
-        return F.pad(reset[:, 1:], (0, 1), value=True).flip(1)
-    raise ValueError(f"the scan order {order!r} walks over columns, which ctx.reset (sequences in rows) cuts through")
-
-
 def scan_wkv7(inputs: WKVInputs, scan: Scan, state: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor | None]:
     """The operator over every order of `scan`.
 
@@ -115,23 +90,9 @@ def scan_wkv7(inputs: WKVInputs, scan: Scan, state: Tensor | None, ctx: Context)
     Returns:
         y (B, T, H, V) in raster order; final states (B, S, V, K), or None if not ``ctx.keep_state``.
     """
-    orders, batch = scan.orders, inputs.r.shape[0]
-    if len(orders) == 1:
-        order = orders[0]
-        reset = None if ctx.reset is None else _reset_in(order, ctx.reset)
-        walked = WKVInputs(*(permute(x, order, ctx) for x in inputs))
-        y, final = wkv7(*walked, state, reset=reset, return_state=ctx.keep_state)
-        return permute(y, order, ctx, inverse=True), final
-
-    count = len(orders)
-    shares = [x.chunk(count, dim=2) if scan.split else (x,) * count for x in inputs]
-    walked = WKVInputs(
-        *(torch.cat([permute(part, order, ctx) for part, order in zip(parts, orders, strict=True)]) for parts in shares)
-    )
-    reset = None if ctx.reset is None else torch.cat([_reset_in(order, ctx.reset) for order in orders])
-    if state is not None:
-        state = torch.cat(state.expand(batch, *state.shape[-3:]).chunk(count, dim=1))
-    y, final = wkv7(*walked, state, reset=reset, return_state=ctx.keep_state)
-    outputs = [permute(part, order, ctx, inverse=True) for part, order in zip(y.chunk(count), orders, strict=True)]
-    y = torch.cat(outputs, dim=2) if scan.split else torch.stack(outputs).mean(0)
-    return y, None if final is None else torch.cat(final.chunk(count), dim=1)
+    walk = FORWARD
+    if scan.orders != FORWARD.orders:
+        columns = [order for order in scan.orders if order in ("down", "up")]
+        grid = require_grid(ctx, inputs.r.shape[1], f"the scan order {columns[0]!r}") if columns else None
+        walk = Walk(scan.orders, scan.split, grid)
+    return wkv7(*inputs, state, reset=ctx.reset, walk=walk, return_state=ctx.keep_state)

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 BLOCK = 16
-"""Steps per block, as in native.cpp; checked when the library is loaded."""
+"""Steps per block, as in cpp/call.h; checked when the library is loaded."""
 
-SOURCE = Path(__file__).with_name("native.cpp")
+SOURCE = Path(__file__).with_name("cpp") / "wkv7.cpp"
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread")
 ADVICE = "install one (Debian: apt install g++; macOS: xcode-select --install) or name it in CXX"
 
@@ -93,7 +93,9 @@ def _compiled(compiler: str, source: Path) -> Path:
     target = ("-mcpu=native",) if platform.machine() in ("arm64", "aarch64") else ("-march=native",)
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     recipe = "\n".join((*FLAGS, *target, version, platform.machine(), _cpu())).encode()
-    key = f"{source.stem}-{hashlib.sha256(source.read_bytes() + recipe).hexdigest()[:20]}"
+    files = sorted(path for path in source.parent.iterdir() if path.suffix in (".cpp", ".h"))
+    content = b"".join(path.read_bytes() for path in files)
+    key = f"{source.stem}-{hashlib.sha256(content + recipe).hexdigest()[:20]}"
     folder = cache_folder()
     path = folder / f"{key}.so"
     with _lock(folder / f"{key}.lock"):

@@ -1,4 +1,4 @@
-"""WKV-7 on a CPU by the compiled kernel in ``native.cpp``."""
+"""WKV-7 on a CPU by the compiled kernel in ``cpp/``."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ import torch
 from torch import Tensor
 
 from core.wkv import build
+from core.wkv.autograd import needs_gradients, register
+from core.wkv.walk import FORWARD, Walk
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _WORK_PER_THREAD = 1 << 20  # state elements times steps that pay for starting a thread
+
+
+_SIZES = ("batch", "steps", "heads", "dim_k", "dim_v", "threads", "state_v", "orders", "split")
 
 
 class _Tensor(ctypes.Structure):
@@ -28,7 +33,8 @@ class _Tensor(ctypes.Structure):
 
 class _Call(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("batch", "steps", "heads", "dim_k", "dim_v", "threads")),
+        *((name, ctypes.c_int64) for name in _SIZES),
+        ("index", ctypes.c_void_p),
         *((name, _Tensor) for name in ("r", "log_w", "k", "v", "a", "b")),
         ("state", ctypes.c_void_p),
         ("state_batch", ctypes.c_int64),
@@ -66,6 +72,10 @@ def _tensor(x: Tensor) -> _Tensor:
     return _Tensor(x.data_ptr(), x.stride(0), x.stride(1), x.stride(2), _TYPES[x.dtype])
 
 
+def _address(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
 def _rows(x: Tensor) -> Tensor:
     """As it is if the kernel can read it: rows of a known type, contiguous within."""
     if x.dtype not in _TYPES:
@@ -73,32 +83,45 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _call(inputs: tuple[Tensor, ...], reset: Tensor | None) -> _Call:
+def _call(inputs: tuple[Tensor, ...], walk: Walk) -> _Call:
     r, _, _, v, _, _ = inputs
     batch, steps, heads, dim_k = r.shape
-    call = _Call(batch=batch, steps=steps, heads=heads, dim_k=dim_k, dim_v=v.shape[-1])
-    work = batch * steps * heads * dim_k * v.shape[-1]
+    call = _Call(batch=batch, steps=steps, heads=heads, dim_k=dim_k, dim_v=v.shape[-1], state_v=v.shape[-1])
+    call.orders, call.split = len(walk.orders), walk.split
+    work = batch * walk.states(heads) * steps * dim_k * v.shape[-1]
     call.threads = max(1, min(torch.get_num_threads(), work // _WORK_PER_THREAD))
     for name, x in zip(("r", "log_w", "k", "v", "a", "b"), inputs, strict=True):
         setattr(call, name, _tensor(x))
-    if reset is not None:
-        call.reset = reset.data_ptr()
     return call
+
+
+def _order(walk: Walk, steps: int, reset: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """What the kernel needs to know of the walk: the token of each step, and where sequences begin by step."""
+    index = None if walk.orders == FORWARD.orders else walk.index(steps).contiguous()
+    return index, None if reset is None else walk.resets(reset).contiguous()
+
+
+def _target(x: Tensor, walk: Walk) -> Tensor:
+    """What the kernel writes for x: x itself, or a float32 twin where several orders add up or it knows no x.dtype."""
+    summed = len(walk.orders) > 1 and not walk.split
+    return torch.empty_like(x, dtype=torch.float32) if summed or x.dtype not in _TYPES else x
 
 
 @torch.library.custom_op("greylag::wkv7_native", mutates_args=(), device_types="cpu")
 def _op(
     r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor | None, reset: Tensor | None,
-    want_state: bool, want_saved: bool,
+    want_state: bool, want_saved: bool, orders: str, split: bool, height: int, width: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    y, final, states, removed = _outputs(r, v, want_state, want_saved)
+    walk = Walk.of(orders, split, height, width)
+    y, final, states, removed = _outputs(r, v, want_state, want_saved, walk)
     inputs = tuple(_rows(x) for x in (r, log_w, k, v, a, b))
-    reset = None if reset is None else reset.contiguous()
-    call = _call(inputs, reset)
+    index, reset = _order(walk, r.shape[1], reset)
+    call = _call(inputs, walk)
+    call.index, call.reset = _address(index), _address(reset)
     if state is not None:
         state = state if state[0].is_contiguous() else state.contiguous()
         call.state, call.state_batch = state.data_ptr(), state.stride(0)
-    target = y if y.dtype in _TYPES else y.float()
+    target = _target(y, walk)
     call.y = _tensor(target)
     if want_state:
         call.final_state = final.data_ptr()
@@ -108,36 +131,40 @@ def _op(
     return target.to(y.dtype), final, states, removed
 
 
-def _outputs(r: Tensor, v: Tensor, want_state: bool, want_saved: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _outputs(
+    r: Tensor, v: Tensor, want_state: bool, want_saved: bool, walk: Walk
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, steps, heads, dim_k = r.shape
-    dim_v, blocks = v.shape[-1], (steps + build.BLOCK - 1) // build.BLOCK
+    dim_v, walks, blocks = v.shape[-1], walk.states(heads), (steps + build.BLOCK - 1) // build.BLOCK
 
     def empty(wanted: bool, *shape: Any) -> Tensor:
         return r.new_empty(shape if wanted else (0,), dtype=torch.float32)
 
     return (
         torch.empty(v.shape, dtype=r.dtype, device=r.device),
-        empty(want_state, batch, heads, dim_v, dim_k),
-        empty(want_saved, batch, heads, blocks, dim_v, dim_k),
-        empty(want_saved, batch, steps, heads, dim_v),
+        empty(want_state, batch, walks, dim_v, dim_k),
+        empty(want_saved, batch, walks, blocks, dim_k, dim_v),
+        empty(want_saved, batch, walks, steps, dim_v),
     )
 
 
 @torch.library.register_fake("greylag::wkv7_native")
-def _(r, log_w, k, v, a, b, state, reset, want_state, want_saved):
-    return _outputs(r, v, want_state, want_saved)
+def _(r, log_w, k, v, a, b, state, reset, want_state, want_saved, orders, split, height, width):
+    return _outputs(r, v, want_state, want_saved, Walk.of(orders, split, height, width))
 
 
 @torch.library.custom_op("greylag::wkv7_native_backward", mutates_args=(), device_types="cpu")
 def _op_backward(
     dy: Tensor | None, dfinal: Tensor | None, r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor,
-    reset: Tensor | None, states: Tensor, removed: Tensor,
+    reset: Tensor | None, states: Tensor, removed: Tensor, orders: str, split: bool, height: int, width: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    inputs = tuple(_rows(x) for x in (r, log_w, k, v, a, b))
-    reset = None if reset is None else reset.contiguous()
-    call = _call(inputs, reset)
+    walk, originals = Walk.of(orders, split, height, width), (r, log_w, k, v, a, b)
+    inputs = tuple(_rows(x) for x in originals)
+    index, reset = _order(walk, r.shape[1], reset)
+    call = _call(inputs, walk)
+    call.index, call.reset = _address(index), _address(reset)
     call.block_states, call.removed = states.data_ptr(), removed.data_ptr()
-    grads = [torch.empty(x.shape, dtype=x.dtype) for x in inputs]
+    grads = [_target(torch.empty(x.shape, dtype=x.dtype), walk) for x in inputs]
     for name, grad in zip(("dr", "dlog_w", "dk", "dv", "da", "db"), grads, strict=True):
         setattr(call, name, _tensor(grad))
     dy = None if dy is None else _rows(dy)
@@ -146,41 +173,27 @@ def _op_backward(
     dfinal = None if dfinal is None else dfinal.contiguous()
     if dfinal is not None:
         call.final_state = dfinal.data_ptr()
-    dstate = states.new_empty(r.shape[0], r.shape[2], v.shape[-1], r.shape[-1])
+    dstate = states.new_empty(r.shape[0], states.shape[1], v.shape[-1], r.shape[-1])
     call.dstate = dstate.data_ptr()
     build.library().require().wkv7_backward(ctypes.byref(call))
-    dr, dlog_w, dk, dv, da, db = (g.to(x.dtype) for g, x in zip(grads, (r, log_w, k, v, a, b), strict=True))
+    dr, dlog_w, dk, dv, da, db = (g.to(x.dtype) for g, x in zip(grads, originals, strict=True))
     return dr, dlog_w, dk, dv, da, db, dstate
 
 
 @torch.library.register_fake("greylag::wkv7_native_backward")
-def _(dy, dfinal, r, log_w, k, v, a, b, reset, states, removed):
+def _(dy, dfinal, r, log_w, k, v, a, b, reset, states, removed, orders, split, height, width):
     grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (r, log_w, k, v, a, b)]
-    return (*grads, states.new_empty(r.shape[0], r.shape[2], v.shape[-1], r.shape[-1]))
+    return (*grads, states.new_empty(r.shape[0], states.shape[1], v.shape[-1], r.shape[-1]))
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    *tensors, state, reset, _, _ = inputs
-    ctx.has_state = state is not None
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[2:])
-    ctx.save_for_backward(*tensors, reset, *output[2:])
-
-
-def _autograd(ctx, dy, dfinal, *_):
-    *inputs, reset, states, removed = ctx.saved_tensors
-    *grads, dstate = torch.ops.greylag.wkv7_native_backward(dy, dfinal, *inputs, reset, states, removed)
-    return (*grads, dstate if ctx.has_state else None, None, None, None)
-
-
-torch.library.register_autograd("greylag::wkv7_native", _autograd, setup_context=_setup_context)
+register("wkv7_native")
 
 
 def wkv7_native(
     r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor | None = None,
-    reset: Tensor | None = None, return_state: bool = True,
+    reset: Tensor | None = None, return_state: bool = True, walk: Walk = FORWARD,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """The compiled kernel as a custom op; shapes as :func:`core.wkv.wkv7`, state already (B, H, V, K) float32.
+    """The compiled kernel as a custom op; shapes as :func:`core.wkv.wkv7`, state already (B, S, V, K) float32.
 
     Accurate for log_w >= -5 (a block's decays are multiplied out in float32).
 
@@ -189,7 +202,6 @@ def wkv7_native(
     """
     if r.dtype == torch.float64:
         raise ValueError("the native backend computes in float32: use 'chunked' or 'reference' for float64")
-    tensors = (r, log_w, k, v, a, b, state)
-    saved = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    y, final, *_ = torch.ops.greylag.wkv7_native(r, log_w, k, v, a, b, state, reset, return_state, saved)
+    saved = needs_gradients(r, log_w, k, v, a, b, state)
+    y, final, *_ = torch.ops.greylag.wkv7_native(r, log_w, k, v, a, b, state, reset, return_state, saved, *walk.plain())
     return y, final if return_state else None

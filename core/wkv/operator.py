@@ -17,25 +17,31 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from core.wkv import fla, native
+from core.wkv import fla, native, triton
 from core.wkv.chunked import wkv7_chunked
 from core.wkv.reference import without_autocast, wkv7_reference, wkv7_step
+from core.wkv.walk import FORWARD, Run, Walk, walk_copies
 
 ENVIRONMENT = "GREYLAG_WKV"
 
 
 class Backend(NamedTuple):
-    """A way to compute the operator, and the reason why it cannot run here (None: it can)."""
+    """A way to compute the operator, and the reason why it cannot run here (None: it can).
+
+    `walks` tells which walks `run` takes by itself, as its last argument; the others get copies in forward order.
+    """
 
     run: Callable[..., tuple[Tensor, Tensor | None]]
     unavailable: Callable[[], str | None]
+    walks: Callable[[Walk], bool] = lambda walk: walk == FORWARD
 
 
 BACKENDS: dict[str, Backend] = {
     "reference": Backend(wkv7_reference, lambda: None),
     "chunked": Backend(wkv7_chunked, lambda: None),
-    "native": Backend(native.wkv7_native, native.unavailable),
+    "native": Backend(native.wkv7_native, native.unavailable, lambda walk: True),
     "fla": Backend(fla.wkv7_fla, fla.unavailable),
+    "triton": Backend(triton.wkv7_triton, triton.unavailable),
 }
 _override: list[str] = []  # a stack; a plain list, since torch.compile can guard on it
 
@@ -69,16 +75,29 @@ def _require(name: str) -> None:
         raise ValueError(f"the WKV backend {name!r} cannot run here: {reason}")
 
 
-def _choose(r: Tensor, backend: str | None) -> str:
+def _choose(
+    r: Tensor, backend: str | None, v: Tensor | None = None, state: Tensor | None = None, reset: Tensor | None = None
+) -> str:
     name = backend or requested()
     if name:
         _require(name)
         return name
-    if r.is_cuda and BACKENDS["fla"].unavailable() is None:
-        return "fla"
+    if r.is_cuda:
+        return _choose_for_gpu(r, v, state, reset)
     if r.device.type == "cpu" and r.dtype != torch.float64 and native.ready():
         return "native"
     return "chunked"
+
+
+def _choose_for_gpu(r: Tensor, v: Tensor | None, state: Tensor | None, reset: Tensor | None) -> str:
+    """fla for plain calls, `triton` for what fla takes by copies or not at all: a rule not yet measured on a GPU."""
+    by_fla = BACKENDS["fla"].unavailable() is None and fla.refuses(r) is None
+    by_triton = BACKENDS["triton"].unavailable() is None and triton.refuses(r) is None
+    dim_k = r.shape[-1]
+    square = dim_k & (dim_k - 1) == 0 and (v is None or v.shape[-1] == dim_k)
+    if by_fla and (not by_triton or (square and state is None and reset is None)):
+        return "fla"
+    return "triton" if by_triton else "chunked"
 
 
 def _check(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor) -> None:
@@ -96,11 +115,11 @@ def _check(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor)
             raise ValueError(f"{name} must be on r's device {r.device}, got {x.device}")
 
 
-def _initial(state: Tensor | None, r: Tensor, v: Tensor) -> Tensor | None:
-    """The state as (B, H, V, K) in the compute dtype; one without batch is shared by all rows."""
+def _initial(state: Tensor | None, r: Tensor, v: Tensor, walk: Walk) -> Tensor | None:
+    """The state as (B, S, V, K) in the compute dtype; one without batch is shared by all rows."""
     if state is None:
         return None
-    wanted = (r.shape[0], r.shape[2], v.shape[-1], r.shape[-1])
+    wanted = (r.shape[0], walk.states(r.shape[2]), v.shape[-1], r.shape[-1])
     # By rank first: comparing a batch of unknown size with a number of heads would tie torch.export to it.
     if state.dim() not in (3, 4) or tuple(state.shape) != wanted[4 - state.dim() :]:
         raise ValueError(
@@ -150,6 +169,7 @@ def wkv7(
     state: Tensor | None = None,
     *,
     reset: Tensor | None = None,
+    walk: Walk = FORWARD,
     return_state: bool = True,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor | None]:
@@ -165,6 +185,8 @@ def wkv7(
         b: replacement key, (B, T, H, K); ``kk * iclr`` in RWKV-7.
         state: (B, H, V, K), or (H, V, K) shared by the batch; zeros if None.
         reset: bool (B, T); True empties the state before that step (packed sequences, episodes).
+        walk: in which orders the tokens are met, see :class:`core.wkv.walk.Walk`; with several, every state argument
+            and result is (B, S, V, K), S = ``walk.states(H)``, and y the mean over the orders that share a head.
         return_state: False skips the last state update and returns None for it.
         backend: a name of :func:`available_backends`; None takes the innermost :func:`use_backend`, the
             environment variable GREYLAG_WKV, or the best one for the device.
@@ -177,11 +199,20 @@ def wkv7(
         ValueError: a shape, dtype or device that does not fit, or a backend that is unknown or unavailable.
     """
     _check(r, log_w, k, v, a, b)
-    state = _initial(state, r, v)
+    walk.check(r.shape[1], r.shape[2])
+    state = _initial(state, r, v, walk)
     _check_reset(reset, r)
     name = _choose(r, backend)
+    inputs, run = (r, log_w, k, v, a, b), _runner(name, r, v)
+    if walk == FORWARD:
+        return run(*inputs, state, reset, return_state)
+    if run is BACKENDS[name].run and BACKENDS[name].walks(walk):
+        return run(*inputs, state, reset, return_state, walk)
+    return walk_copies(run, walk, inputs, state, reset, return_state)
+
+
+def _runner(name: str, r: Tensor, v: Tensor) -> Run:
+    """The named backend's function, or the plain recurrence where there is too little to do."""
     if name == "reference" or r.numel() == 0 or v.numel() == 0:
-        return wkv7_reference(r, log_w, k, v, a, b, state, reset, return_state)
-    if r.shape[1] == 1:
-        return _single_step(r, log_w, k, v, a, b, state, reset, return_state)
-    return BACKENDS[name].run(r, log_w, k, v, a, b, state, reset, return_state)
+        return wkv7_reference
+    return _single_step if r.shape[1] == 1 else BACKENDS[name].run

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from core.wkv import use_backend, wkv7
+from core.wkv.walk import FORWARD, Walk
 
 lengths = pytest.mark.parametrize("steps", [1, 5, 32, 70])
 
@@ -99,16 +100,19 @@ def test_opcheck_backward(make, steps, reset, used):
 @quiet
 @pytest.mark.parametrize("steps", [5, 70])
 @pytest.mark.parametrize("reset", [0.0, 0.2])
-@pytest.mark.parametrize("state", [True, False])
-def test_opcheck_native(make, steps, reset, state):
-    case = make(2, steps, 2, 8, 12, state=state, reset=reset)
+@pytest.mark.parametrize("walk", [FORWARD, Walk(("forward", "backward"))], ids=["forward", "both"])
+def test_opcheck_native(make, steps, reset, walk):
+    case = make(2, steps, 2, 8, 12, state=False, reset=reset)
     inputs = [x.clone().requires_grad_() for x in case.tensors]
-    given = case.state.clone().requires_grad_() if state else None
-    torch.library.opcheck(torch.ops.greylag.wkv7_native.default, (*inputs, given, case.reset, True, True))
-    saved = torch.ops.greylag.wkv7_native(*case.tensors, case.state, case.reset, True, True)[2:]
-    torch.library.opcheck(
-        torch.ops.greylag.wkv7_native_backward.default, (case.dy, case.dfinal, *case.tensors, case.reset, *saved)
-    )
+    shape = (2, walk.states(2), 12, 8)
+    for state in (None, torch.randn(shape, requires_grad=True)):
+        args = (case.reset, True, True, *walk.plain())
+        torch.library.opcheck(torch.ops.greylag.wkv7_native.default, (*inputs, state, *args))
+        saved = torch.ops.greylag.wkv7_native(*case.tensors, state, *args)[2:]
+        torch.library.opcheck(
+            torch.ops.greylag.wkv7_native_backward.default,
+            (case.dy, torch.randn(shape), *case.tensors, case.reset, *(x.detach() for x in saved), *walk.plain()),
+        )
 
 
 @quiet
