@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from core.wkv.autograd import needs_gradients, register
 from core.wkv.pieces import backward_row, forward_row, spoilt_rows
 from core.wkv.reference import without_autocast
 
@@ -399,22 +400,7 @@ def _(dy, dfinal, r, log_w, k, v, a, b, reset, states, removed, inverse):
     return (*grads, states.new_empty(batch, heads, v.shape[-1], dim_k))
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    *tensors, state, reset, want_state, _ = inputs
-    ctx.has_state, ctx.want_state = state is not None, want_state
-    ctx.set_materialize_grads(False)  # else zeros as large as the saved states would be made
-    ctx.mark_non_differentiable(*output[2:])
-    ctx.save_for_backward(*tensors, reset, *output[2:])
-
-
-def _autograd(ctx, dy, dfinal, *_):
-    *inputs, reset, states, removed, inverse = ctx.saved_tensors
-    dfinal = dfinal if ctx.want_state else None  # else it belongs to the empty stand-in
-    *grads, dstate = torch.ops.greylag.wkv7_chunked_backward(dy, dfinal, *inputs, reset, states, removed, inverse)
-    return (*grads, dstate if ctx.has_state else None, None, None, None)
-
-
-torch.library.register_autograd("greylag::wkv7_chunked", _autograd, setup_context=_setup_context)
+register("wkv7_chunked")
 
 
 def wkv7_chunked(
@@ -434,7 +420,6 @@ def wkv7_chunked(
         ValueError: on a CPU, a key's log_w that sums to less than FLOOR (float64: 5 FLOOR) over a chunk. Elsewhere
             nothing looks, and y turns to NaN where e^-G overflows.
     """
-    tensors = (r, log_w, k, v, a, b, state)
-    saved = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    saved = needs_gradients(r, log_w, k, v, a, b, state)
     y, final, *_ = torch.ops.greylag.wkv7_chunked(r, log_w, k, v, a, b, state, reset, return_state, saved)
     return y, final if return_state else None

@@ -94,6 +94,15 @@ def _packed(
     return y, final[packing.last] if final is not None else None
 
 
+def refuses(r: Tensor) -> str | None:
+    """None if fla takes inputs like r, else why not and what to do."""
+    if r.dtype == torch.float64:
+        return "it has no float64: use float32, or backend='reference' or 'chunked'"
+    if r.shape[-1] > MAX_KEY_DIM:
+        return f"it takes key dims up to {MAX_KEY_DIM}, got {r.shape[-1]}: use 'chunked'"
+    return None
+
+
 def wkv7_fla(
     r: Tensor,
     log_w: Tensor,
@@ -113,10 +122,9 @@ def wkv7_fla(
     Raises:
         ValueError: float64 inputs or a key dim over 256, which fla does not take.
     """
-    if r.dtype == torch.float64:
-        raise ValueError("the fla backend has no float64: use float32, or backend='reference' or 'chunked'")
-    if r.shape[-1] > MAX_KEY_DIM:
-        raise ValueError(f"the fla backend takes key dims up to {MAX_KEY_DIM}, got {r.shape[-1]}: use 'chunked'")
+    reason = refuses(r)
+    if reason is not None:
+        raise ValueError(f"the fla backend cannot take these inputs: {reason}")
     if torch.compiler.is_compiling():
         y, final = torch.ops.greylag.wkv7_fla(r, log_w, k, v, a, b, state, reset, return_state)
         return y, final if return_state else None
