@@ -97,7 +97,7 @@ def _call(inputs: tuple[Tensor, ...], walk: Walk) -> _Call:
 
 def _order(walk: Walk, steps: int, reset: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """What the kernel needs to know of the walk: the token of each step, and where sequences begin by step."""
-    index = None if walk.orders == FORWARD.orders else walk.index(steps).contiguous()
+    index = None if walk.orders == FORWARD.orders else walk.tokens(steps).contiguous()
     return index, None if reset is None else walk.resets(reset).contiguous()
 
 

@@ -27,7 +27,8 @@ class Walk(NamedTuple):
 
     def plain(self) -> tuple[str, bool, int, int]:
         """As custom ops take it; :meth:`of` is the way back."""
-        return " ".join(self.orders), self.split, *(self.grid or (0, 0))
+        height, width = self.grid or (0, 0)
+        return " ".join(self.orders), self.split, height, width
 
     @classmethod
     def of(cls, orders: str, split: bool, height: int, width: int) -> Walk:
@@ -37,10 +38,10 @@ class Walk(NamedTuple):
         """Recurrences per sequence, each with a state of its own, numbered order by order."""
         return heads if self.split else heads * len(self.orders)
 
-    def index(self, steps: int) -> Tensor:
+    def tokens(self, steps: int) -> Tensor:
         """(orders, T) int32: the token met at each step."""
-        tokens = torch.arange(steps, dtype=torch.int32)[None]
-        return torch.cat([self.permute(tokens, order) for order in self.orders])
+        raster = torch.arange(steps, dtype=torch.int32)[None]
+        return torch.cat([self.permute(raster, order) for order in self.orders])
 
     def resets(self, reset: Tensor) -> Tensor:
         """(B, T), True where a sequence begins in raster order -> (orders, B, T), True at the step it is entered.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -32,7 +35,7 @@ def problem(walk: Walk, heads: int = 4, dim_k: int = 8, dim_v: int = 24) -> tupl
     return [*inputs, torch.randn(states)], torch.randn(values), torch.randn(states), torch.rand(2, STEPS) < 0.2
 
 
-def both(tensors: list[Tensor], dy: Tensor, dfinal: Tensor, **options) -> list[Tensor]:
+def both(tensors: list[Tensor], dy: Tensor, dfinal: Tensor, **options: Any) -> list[Tensor]:
     leaves = [x.detach().requires_grad_() for x in tensors]
     y, final = wkv7(*leaves, **options)
     assert final is not None
@@ -65,7 +68,8 @@ def test_every_walk_and_its_gradients_equal_the_recurrence(name: str, packed: bo
 def test_a_backward_walk_is_the_reversed_sequence(backend: str) -> None:
     tensors, *_ = problem(FORWARD)
     y, final = wkv7(*tensors, walk=WALKS["backward"], backend=backend)
-    turned, wanted = wkv7(*(x.flip(1) for x in tensors[:6]), tensors[6], backend=backend)
+    r, log_w, k, v, a, b = (x.flip(1) for x in tensors[:6])
+    turned, wanted = wkv7(r, log_w, k, v, a, b, tensors[6], backend=backend)
     torch.testing.assert_close((y, final), (turned.flip(1), wanted))
 
 
@@ -124,7 +128,7 @@ def test_a_walk_that_does_not_fit_is_refused(walk: Walk, message: str) -> None:
 def test_walks_compile(name: str) -> None:
     walk = WALKS[name]
     tensors, dy, dfinal, _ = problem(walk)
-    run = torch.compile(lambda *x: wkv7(*x, walk=walk), backend="aot_eager", fullgraph=True)
+    run = torch.compile(functools.partial(wkv7, walk=walk), backend="aot_eager", fullgraph=True)
     with use_backend("native" if available_backends()["native"] is None else "chunked"):
         leaves = [x.requires_grad_() for x in tensors]
         y, final = run(*leaves)
