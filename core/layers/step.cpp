@@ -248,8 +248,8 @@ class Member {
   void widen(const StepLayer& l, const float* before, std::atomic<int64_t>& next) {
     mix_shift(normed_.data(), before, l.ffn_x_k, c_.dim, mixed_[0].data());
     share(next, l.hidden, c_.dim, [&](int64_t i) {
-      const float h = std::max(0.0f, dot(l.ffn_key + i * c_.dim, mixed_[0].data(), c_.dim));
-      s_.hidden[i] = h * h;
+      const float h = dot(l.ffn_key + i * c_.dim, mixed_[0].data(), c_.dim);
+      s_.hidden[i] = h < 0.0f ? 0.0f : h * h;  // NaN stays NaN
     });
   }
 

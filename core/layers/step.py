@@ -184,7 +184,7 @@ class _Seen:
 # Modules that a plan may consist of, and which of their plain attributes it depends on.
 _SETTINGS: dict[type, tuple[str, ...]] = {
     nn.ModuleList: (), TokenShift: ("kind",), nn.Linear: (), nn.Identity: (), DropPath: ("training",),
-    nn.LayerNorm: ("eps",), nn.GroupNorm: ("eps",), Block: (), ChannelMix: (),
+    nn.LayerNorm: ("eps",), nn.GroupNorm: ("eps", "num_groups"), Block: (), ChannelMix: (),
     TimeMix: ("wkv_edit", "readout", "rope_theta", "repeats", "scan", "iclr_scale", "heads"),
 }  # fmt: skip
 
@@ -304,11 +304,13 @@ def _entry(block: Block) -> _Entry | None:
     sizes |= {f"{x}2": rank * (dim if x in "wa" else values) for x, rank in ranks.items()}
     sizes |= {"receptance": dim * dim, "key": dim * dim, "value": values * dim, "output": dim * values}
     sizes |= {"ffn_key": hidden * dim, "ffn_value": dim * hidden}
-    if any(x is not None and x.numel() != sizes[name] for name, x in found.items()):
+    eps = {norm.eps for norm in (block.ln0, block.ln1, block.ln2) if norm is not None}
+    fits = all(x is None or x.numel() == sizes[name] for name, x in found.items()) and len(eps) == 1
+    if not fits or (att.ln_x is not None and att.ln_x.num_groups != heads):
         return None
     layer = _Layer(
         **{name: None if x is None else x.data_ptr() for name, x in found.items()},
         **{f"rank_{x}": rank for x, rank in ranks.items()}, hidden=hidden,
-        ln_eps=block.ln1.eps, gn_eps=att.gn_eps, iclr_scale=att.iclr_scale,
+        ln_eps=eps.pop(), gn_eps=0.0 if att.ln_x is None else att.ln_x.eps, iclr_scale=att.iclr_scale,
     )  # fmt: skip
     return _Entry((dim, heads, dim // heads, values // heads, hidden), layer)

@@ -119,10 +119,13 @@ def test_a_changed_model_is_noticed(shake, close, calls) -> None:
     def change_setting() -> None:
         att.iclr_scale = 1.7
 
+    def change_eps() -> None:
+        att.ln_x.eps = backbone.blocks[0].att.ln_x.eps = 0.5
+
     def edit() -> None:
         att.wkv_edit = lambda inputs, ctx: inputs._replace(k=2 * inputs.k)
 
-    for change in (replace_weight, move_weight, replace_module, change_in_place, change_setting, edit):
+    for change in (replace_weight, move_weight, replace_module, change_in_place, change_setting, change_eps, edit):
         before = backbone(x, past)[0]
         change()
         y, state = backbone(x, past)
@@ -130,7 +133,7 @@ def test_a_changed_model_is_noticed(shake, close, calls) -> None:
         close(y, wanted)
         close(state, wanted_state)
         assert (y - before).abs().max() > 1e-3, change.__name__
-    assert len(calls) == 11  # an edited layer is none of the step's business
+    assert len(calls) == 13  # an edited layer is none of the step's business
 
 
 def test_watchers_see_every_layer(shake, calls) -> None:
@@ -213,6 +216,15 @@ def test_the_last_logits_alone(shake, close, calls) -> None:
     close(last_state, state)
     close(lm(tokens[:1], last=True)[0], logits[:1, -1:])
     assert calls == ["matrix_vector"]  # of one row
+
+
+def test_nan_is_not_hidden(shake, calls) -> None:
+    backbone = shake(Backbone(32, 2, head_dim=8))
+    for name in ("att.value.weight", "ffn.key.weight", "ffn.value.weight", "att.g1"):
+        broken = copy.deepcopy(backbone)
+        broken.blocks[1].get_parameter(name)[0].fill_(torch.nan)
+        assert broken(torch.randn(1, 1, 32))[0].isnan().any(), name
+    assert len(calls) == 4
 
 
 @pytest.mark.parametrize("shift", ["causal", "none", "bidirectional", "quad"])
