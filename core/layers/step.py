@@ -136,7 +136,7 @@ def step(
     if x.shape[0] != 1 or ctx[:2] != (None, None) or ctx.v_first is not None or not ctx.keep_state or not _ordinary(x):
         return None
     plan = _plans.get(blocks)
-    if plan is None or not plan.seen.still():
+    if plan is None or plan.ln_out is not ln_out or len(plan.layers) != len(blocks) or not plan.seen.still():
         _plans.pop(blocks, None)
         plan = _plan(blocks, ln_out)
         if plan is None:
@@ -195,6 +195,7 @@ class _Plan(NamedTuple):
     call: _Call
     layers: Any  # a C array of _Layer
     shape: tuple[int, int, int]  # of a layer's wkv state: H, V, K
+    ln_out: nn.Module
     seen: _Seen
 
     def run(self, x: Tensor, state: State | None) -> tuple[Tensor, State] | None:
@@ -260,7 +261,7 @@ def _plan(blocks: nn.ModuleList, ln_out: nn.Module) -> _Plan | None:
         call.ln_out_w, call.ln_out_b = ln_out.weight.data_ptr(), ln_out.bias.data_ptr()
         call.ln_out_eps = ln_out.eps
     layers = (_Layer * len(entries))(*(entry.layer for entry in entries if entry))
-    return _Plan(call, layers, (heads, value_dim, key_dim), _Seen(modules, tensors))
+    return _Plan(call, layers, (heads, value_dim, key_dim), ln_out, _Seen(modules, tensors))
 
 
 def _plain(module: nn.Module) -> bool:

@@ -122,10 +122,22 @@ def test_a_changed_model_is_noticed(shake, close, calls) -> None:
     def change_eps() -> None:
         att.ln_x.eps = backbone.blocks[0].att.ln_x.eps = 0.5
 
+    def replace_norm() -> None:
+        backbone.ln_out = nn.LayerNorm(32, eps=3.0)
+
     def edit() -> None:
         att.wkv_edit = lambda inputs, ctx: inputs._replace(k=2 * inputs.k)
 
-    for change in (replace_weight, move_weight, replace_module, change_in_place, change_setting, change_eps, edit):
+    for change in (
+        replace_weight,
+        move_weight,
+        replace_module,
+        change_in_place,
+        change_setting,
+        change_eps,
+        replace_norm,
+        edit,
+    ):
         before = backbone(x, past)[0]
         change()
         y, state = backbone(x, past)
@@ -133,7 +145,20 @@ def test_a_changed_model_is_noticed(shake, close, calls) -> None:
         close(y, wanted)
         close(state, wanted_state)
         assert (y - before).abs().max() > 1e-3, change.__name__
-    assert len(calls) == 13  # an edited layer is none of the step's business
+    assert len(calls) == 15  # an edited layer is none of the step's business
+
+
+def test_a_stack_that_grew_is_noticed(shake, close, calls) -> None:
+    backbone = shake(Backbone(32, 2, head_dim=8))
+    x = torch.randn(1, 1, 32)
+    before = backbone(x)[0]
+    backbone.blocks.append(copy.deepcopy(backbone.blocks[1]))
+    backbone.num_layers = 3
+    y, state = backbone(x)
+    close(y, by_layers(backbone, x)[0])
+    assert len(state.layers) == 3
+    assert (y - before).abs().max() > 1e-3
+    assert len(calls) == 2
 
 
 def test_watchers_see_every_layer(shake, calls) -> None:
