@@ -41,7 +41,7 @@ BACKENDS: dict[str, Backend] = {
     "chunked": Backend(wkv7_chunked, lambda: None),
     "native": Backend(native.wkv7_native, native.unavailable, lambda walk: True),
     "fla": Backend(fla.wkv7_fla, fla.unavailable),
-    "triton": Backend(triton.wkv7_triton, triton.unavailable),
+    "triton": Backend(triton.wkv7_triton_walk, triton.unavailable, triton.walks),
 }
 _override: list[str] = []  # a stack; a plain list, since torch.compile can guard on it
 
@@ -76,26 +76,28 @@ def _require(name: str) -> None:
 
 
 def _choose(
-    r: Tensor, backend: str | None, v: Tensor | None = None, state: Tensor | None = None, reset: Tensor | None = None
-) -> str:
+    r: Tensor, backend: str | None, v: Tensor | None = None, state: Tensor | None = None, reset: Tensor | None = None,
+    walk: Walk = FORWARD,
+) -> str:  # fmt: skip
     name = backend or requested()
     if name:
         _require(name)
         return name
     if r.is_cuda:
-        return _choose_for_gpu(r, v, state, reset)
+        return _choose_for_gpu(r, v, state, reset, walk)
     if r.device.type == "cpu" and r.dtype != torch.float64 and native.ready():
         return "native"
     return "chunked"
 
 
-def _choose_for_gpu(r: Tensor, v: Tensor | None, state: Tensor | None, reset: Tensor | None) -> str:
+def _choose_for_gpu(r: Tensor, v: Tensor | None, state: Tensor | None, reset: Tensor | None, walk: Walk) -> str:
     """fla for plain calls, `triton` for what fla takes by copies or not at all: a rule not yet measured on a GPU."""
     by_fla = BACKENDS["fla"].unavailable() is None and fla.refuses(r) is None
     by_triton = BACKENDS["triton"].unavailable() is None and triton.refuses(r) is None
     dim_k = r.shape[-1]
     square = dim_k & (dim_k - 1) == 0 and (v is None or v.shape[-1] == dim_k)
-    if by_fla and (not by_triton or (square and state is None and reset is None)):
+    walked = walk != FORWARD and triton.walks(walk)
+    if by_fla and (not by_triton or (square and not walked and state is None and reset is None)):
         return "fla"
     return "triton" if by_triton else "chunked"
 
@@ -202,7 +204,7 @@ def wkv7(
     walk.check(r.shape[1], r.shape[2])
     state = _initial(state, r, v, walk)
     _check_reset(reset, r)
-    name = _choose(r, backend)
+    name = _choose(r, backend, v, state, reset, walk)
     inputs, run = (r, log_w, k, v, a, b), _runner(name, r, v)
     if walk == FORWARD:
         return run(*inputs, state, reset, return_state)

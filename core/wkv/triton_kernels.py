@@ -6,7 +6,8 @@ documentation: a trailing underscore marks what is scaled to the chunk's start (
 state and D the gradient of its last one, both as (K, V).
 
 Every index that is multiplied by a stride is int64. Only the last dimension of a tensor has to be dense. Heads
-from `forward_heads` on are walked from the sequence's end: their n-th step is time T - 1 - n.
+from `forward_heads` on are walked from the sequence's end: their n-th step is time T - 1 - n. Head h of the H reads
+head h % sources of the inputs, so that two directions can share their heads' inputs.
 """
 
 # What follows looks like Python, but is Triton's language, which types by other rules.
@@ -130,24 +131,24 @@ def _unit_inverse(lower, C: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def invert(
-    inputs, strides, reset, reset_strides, inverse, T, H, chunks, forward_heads,
+    inputs, strides, reset, reset_strides, inverse, T, H, sources, chunks, forward_heads,
     K: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, HAS_RESET: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """(I - A_ab)^-1 of every chunk, (B, H, chunks, C, C). A program: one chunk of one head."""
     program = tl.program_id(0).to(tl.int64)
     n = program % chunks
-    head = (program // chunks) % H
-    row = program // chunks // H
+    head, row = (program // chunks) % H, program // chunks // H
+    source = head % sources
     backward = head >= forward_heads
     t, live = _steps(n, T, backward, C)
     keys = tl.arange(0, BK)
     segment = t
     if HAS_RESET:
         segment = tl.cumsum(_marks(reset, reset_strides, row, t, live, T, backward), 0)
-    g = _load(inputs[1], strides[1], row, head, t, live, keys, K)
+    g = _load(inputs[1], strides[1], row, source, t, live, keys, K)
     total = tl.cumsum(g, 0)
-    a_ = _load(inputs[4], strides[4], row, head, t, live, keys, K) * tl.exp(total - g)
-    b_ = _load(inputs[5], strides[5], row, head, t, live, keys, K) * tl.exp(-total)
+    a_ = _load(inputs[4], strides[4], row, source, t, live, keys, K) * tl.exp(total - g)
+    b_ = _load(inputs[5], strides[5], row, source, t, live, keys, K) * tl.exp(-total)
     # The inverse of a rounded matrix is not the rounded inverse: here bfloat16 inputs take tf32 operands.
     WIDE: tl.constexpr = "tf32" if PRECISION == "bf16" else PRECISION
     lower = tl.where(_earlier(segment, C, True, HAS_RESET), _dot(a_, tl.trans(b_), WIDE), 0.0)
@@ -159,7 +160,7 @@ def invert(
 @triton.jit
 def walk(
     inputs, strides, reset, reset_strides, state, state_strides, inverse, y, y_strides, final, states,
-    T, H, chunks, forward_heads,
+    T, H, sources, chunks, forward_heads,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     HAS_STATE: tl.constexpr, HAS_RESET: tl.constexpr, READS: tl.constexpr, WRITES: tl.constexpr,
     SAVES: tl.constexpr, WANT_STATE: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
@@ -173,6 +174,7 @@ def walk(
     values = (tl.program_id(0) % tiles) * BV + tl.arange(0, BV)
     keys = tl.arange(0, BK)
     head, row = index % H, index // H
+    source = head % sources
     backward = head >= forward_heads
     whole = _state_mask(keys, values, K, V)
     square = tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :]
@@ -185,12 +187,12 @@ def walk(
     for n in tl.range(0, chunks, num_stages=STAGES):
         t, live = _steps(n, T, backward, C)
         chunk = index * chunks + n
-        g = _load(inputs[1], strides[1], row, head, t, live, keys, K)
-        r = _load(inputs[0], strides[0], row, head, t, live, keys, K)
-        k = _load(inputs[2], strides[2], row, head, t, live, keys, K)
-        v = _load(inputs[3], strides[3], row, head, t, live, values, V)
-        a = _load(inputs[4], strides[4], row, head, t, live, keys, K)
-        b = _load(inputs[5], strides[5], row, head, t, live, keys, K)
+        g = _load(inputs[1], strides[1], row, source, t, live, keys, K)
+        r = _load(inputs[0], strides[0], row, source, t, live, keys, K)
+        k = _load(inputs[2], strides[2], row, source, t, live, keys, K)
+        v = _load(inputs[3], strides[3], row, source, t, live, values, V)
+        a = _load(inputs[4], strides[4], row, source, t, live, keys, K)
+        b = _load(inputs[5], strides[5], row, source, t, live, keys, K)
         x = tl.load(inverse + chunk * (C * C) + square)
         segment = t
         if HAS_RESET:
@@ -239,7 +241,7 @@ def walk(
 @triton.jit
 def walk_back(
     inputs, strides, reset, reset_strides, inverse, dy, dy_strides, dfinal, dstates, dstate,
-    T, H, chunks, forward_heads,
+    T, H, sources, chunks, forward_heads,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     HAS_DY: tl.constexpr, HAS_DFINAL: tl.constexpr, HAS_RESET: tl.constexpr, PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
@@ -250,6 +252,7 @@ def walk_back(
     values = (tl.program_id(0) % tiles) * BV + tl.arange(0, BV)
     keys = tl.arange(0, BK)
     head, row = index % H, index // H
+    source = head % sources
     backward = head >= forward_heads
     whole = _state_mask(keys, values, K, V)
     square = tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :]
@@ -262,9 +265,9 @@ def walk_back(
         t, live = _steps(n, T, backward, C)
         chunk = index * chunks + n
         tl.store(dstates + _chunk_state(keys, values, chunk, K, V), D, mask=whole)
-        g = _load(inputs[1], strides[1], row, head, t, live, keys, K)
-        a = _load(inputs[4], strides[4], row, head, t, live, keys, K)
-        b = _load(inputs[5], strides[5], row, head, t, live, keys, K)
+        g = _load(inputs[1], strides[1], row, source, t, live, keys, K)
+        a = _load(inputs[4], strides[4], row, source, t, live, keys, K)
+        b = _load(inputs[5], strides[5], row, source, t, live, keys, K)
         x = tl.load(inverse + chunk * (C * C) + square)
         segment = t
         if HAS_RESET:
@@ -281,7 +284,7 @@ def walk_back(
         dz = _dot(_dot(tl.trans(x), b_end, PRECISION), D, PRECISION)
         D = D * end[:, None]
         if HAS_DY:
-            r_ = _load(inputs[0], strides[0], row, head, t, live, keys, K) * tl.exp(total)
+            r_ = _load(inputs[0], strides[0], row, source, t, live, keys, K) * tl.exp(total)
             out = _load(dy, dy_strides, row, head, t, live, values, V)
             upto = _earlier(segment, C, False, HAS_RESET)
             r_b = tl.where(upto, _dot(r_, tl.trans(b_), PRECISION), 0.0)
@@ -296,7 +299,7 @@ def walk_back(
 @triton.jit
 def gradients(
     inputs, strides, reset, reset_strides, inverse, states, dstates, dy, dy_strides, grads, grad_strides,
-    T, H, chunks, forward_heads,
+    T, H, sources, chunks, forward_heads,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     HAS_DY: tl.constexpr, HAS_RESET: tl.constexpr, READS: tl.constexpr, WRITES: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -305,6 +308,7 @@ def gradients(
     program = tl.program_id(0).to(tl.int64)
     n = program % chunks
     head, row = (program // chunks) % H, program // chunks // H
+    source = head % sources
     backward = head >= forward_heads
     t, live = _steps(n, T, backward, C)
     keys = tl.arange(0, BK)
@@ -314,15 +318,15 @@ def gradients(
         segment = tl.cumsum(marks, 0)
     upto, before = _earlier(segment, C, False, HAS_RESET), _earlier(segment, C, True, HAS_RESET)
     x = tl.load(inverse + program * (C * C) + tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :])
-    g = _load(inputs[1], strides[1], row, head, t, live, keys, K)
+    g = _load(inputs[1], strides[1], row, source, t, live, keys, K)
     total = tl.cumsum(g, 0)
     end = tl.exp(tl.sum(g, 0))
     # Rounded once, and these very numbers also meet their gradients below: what two steps owe to each other then
     # cancels in the decay's sums as exactly as float32 adds.
-    r_ = _rounded(_load(inputs[0], strides[0], row, head, t, live, keys, K) * tl.exp(total), PRECISION)
-    k_ = _rounded(_load(inputs[2], strides[2], row, head, t, live, keys, K) * tl.exp(-total), PRECISION)
-    a_ = _rounded(_load(inputs[4], strides[4], row, head, t, live, keys, K) * tl.exp(total - g), PRECISION)
-    b_ = _rounded(_load(inputs[5], strides[5], row, head, t, live, keys, K) * tl.exp(-total), PRECISION)
+    r_ = _rounded(_load(inputs[0], strides[0], row, source, t, live, keys, K) * tl.exp(total), PRECISION)
+    k_ = _rounded(_load(inputs[2], strides[2], row, source, t, live, keys, K) * tl.exp(-total), PRECISION)
+    a_ = _rounded(_load(inputs[4], strides[4], row, source, t, live, keys, K) * tl.exp(total - g), PRECISION)
+    b_ = _rounded(_load(inputs[5], strides[5], row, source, t, live, keys, K) * tl.exp(-total), PRECISION)
     first, kept, passed = 1.0, 1.0, end
     if HAS_RESET:
         last = tl.max(segment, 0)
@@ -342,7 +346,7 @@ def gradients(
     for tile in range((V + BV - 1) // BV):
         values = tile * BV + tl.arange(0, BV)
         whole = _state_mask(keys, values, K, V)
-        v = _load(inputs[3], strides[3], row, head, t, live, values, V)
+        v = _load(inputs[3], strides[3], row, source, t, live, values, V)
         z = _dot(a_k, v, PRECISION)
         du, dv = tl.zeros((C, BV), tl.float32), tl.zeros((C, BV), tl.float32)
         out = tl.zeros((C, BV), tl.float32)

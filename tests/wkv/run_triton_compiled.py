@@ -62,8 +62,8 @@ def main(capability, dtype, dim_k, dim_v):
         keys, values = (torch.empty(batch, steps, heads, int(dim), dtype=kind) for dim in (dim_k, dim_v))
         inputs = (keys, keys.float(), keys, values, keys, keys)
         state, reset = torch.empty(batch, heads, int(dim_v), int(dim_k)), torch.empty(batch, steps, dtype=torch.bool)
-        *_, inverse, states = backend._forward(*inputs, state, reset, True, True, heads // 2)
-        backend._backward(values, state, *inputs, reset, inverse, states, heads // 2)
+        *_, inverse, states = backend._forward(*inputs, state, reset, True, True, heads, heads // 2)
+        backend._backward(values, state, *inputs, reset, inverse, states, heads, heads // 2)
     json.dump(found, sys.stdout)
 
 

@@ -6,7 +6,7 @@ A question is {"inputs": the six, "state", "reset", "dy", "dfinal", "backward_he
 results and gradients by name. Ways: "plain"; "strided": inputs that lie as (B, H, T, D), one expanded over the batch;
 "no final": only y is asked for and used; "no y": only the final state is used; "forward": without gradients;
 "compiled": under torch.compile; "far": inputs whose strides exceed 32 bits; "opcheck": PyTorch's own checks of the ops,
-with no other answer.
+with no other answer. "walk": through wkv7 with the walk in the question.
 
 Two things are mended first in Triton 3.8's interpreter: it truncates where GPUs round to nearest, and it multiplies
 bfloat16's bits as integers. It also copies every argument back, which would touch all of the far inputs' memory.
@@ -23,6 +23,8 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from core.wkv import triton as backend
+from core.wkv import wkv7
+from core.wkv.walk import Walk
 
 torch.set_num_threads(1)
 NAMES = ("r", "log_w", "k", "v", "a", "b")
@@ -77,6 +79,8 @@ def answer(question):
     first = None if state is None else state.detach().requires_grad_()
 
     def call(*tensors):
+        if way == "walk":
+            return wkv7(*tensors, first, reset=question["reset"], walk=Walk(*question["walk"]), backend="triton")
         return backend.wkv7_triton(*tensors, first, question["reset"], way != "no final", heads)
 
     run = torch.compile(call, fullgraph=True, backend="aot_eager") if way == "compiled" else call
@@ -94,11 +98,12 @@ def answer(question):
 
 def opcheck(question):
     inputs = [x.detach().requires_grad_() for x in question["inputs"].values()]
-    rest = (question["state"], question["reset"], True, True, question["backward_heads"])
+    heads = inputs[0].shape[2]
+    rest = (question["state"], question["reset"], True, True, heads, question["backward_heads"])
     torch.library.opcheck(torch.ops.greylag.wkv7_triton.default, (*inputs, *rest))
     plain = [x.detach() for x in inputs]
     saved = torch.ops.greylag.wkv7_triton(*plain, *rest)[2:]
-    given = (question["dy"], question["dfinal"], *plain, question["reset"], *saved, question["backward_heads"])
+    given = (question["dy"], question["dfinal"], *plain, question["reset"], *saved, *rest[-2:])
     torch.library.opcheck(torch.ops.greylag.wkv7_triton_backward.default, given)
     return {}
 

@@ -20,6 +20,7 @@ import torch
 
 from core.wkv import available_backends, operator, wkv7
 from core.wkv import triton as backend
+from core.wkv.walk import Walk
 
 pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
 HERE = Path(__file__).parent
@@ -125,11 +126,29 @@ def _infinite(make) -> dict[str, Any]:
     return {**question, "state": torch.full_like(question["state"], torch.inf), "reset": marks}
 
 
+_WALKS = {
+    "a backward walk": (("backward",), False),
+    "heads shared out": (("forward", "backward"), True),
+    "every head both ways": (("forward", "backward"), False),
+    "columns, by copies": (("down",), False, (3, 7)),
+}
+
+
+def _walked(make, walk: tuple[Any, ...]) -> dict[str, Any]:
+    """A question about a walk, with one state per recurrence and, but for columns, resets."""
+    question = Question(2, 21, 2, 16, 24, way="walk", reset=0.0 if "down" in walk[0] else 0.15).asked(make)
+    if len(walk[0]) == 2 and not walk[1]:
+        state, dfinal = (torch.cat((question[x], question[x].flip(1)), 1) for x in ("state", "dfinal"))
+        question |= {"state": state, "dfinal": dfinal}
+    return {**question, "walk": walk}
+
+
 @pytest.fixture(scope="module")
 def answers(make, tmp_path_factory) -> dict[str, dict[str, torch.Tensor]]:
     folder = tmp_path_factory.mktemp("triton")
     questions = {name: question.asked(make) for name, question in {**_FLOAT32, **_HALF, **_CHECKS}.items()}
     questions["an infinite state"] = _infinite(make)
+    questions |= {name: _walked(make, walk) for name, walk in _WALKS.items()}
     torch.save(questions, folder / "questions.pt")
     command = [sys.executable, str(HERE / "run_triton_interpreted.py"), "questions.pt", "answers.pt"]
     subprocess.run(command, cwd=folder, check=True, timeout=300, env=_environment())
@@ -160,6 +179,19 @@ def test_half_precision(make, answers, agrees, name):
         assert x.dtype is (torch.float32 if key in ("final", "dstate") else getattr(torch, question.dtype)), key
     gradients = 0.01 if "one key" in name else 0.008
     agrees(answers[name], question.truth(make), forward=0.006 * scale, gradients=gradients * scale)
+
+
+@pytest.mark.parametrize("name", _WALKS)
+def test_walks(make, answers, agrees, name):
+    """Against permuted copies by the float64 reference, which the walks' own tests hold to the recurrence."""
+    asked = _walked(make, _WALKS[name])
+    leaves = {key: x.double().requires_grad_() for key, x in asked["inputs"].items()}
+    state = asked["state"].double().requires_grad_()
+    y, final = wkv7(*leaves.values(), state, reset=asked["reset"], walk=Walk(*asked["walk"]), backend="reference")
+    assert final is not None
+    grads = torch.autograd.grad([y, final], [*leaves.values(), state], [asked["dy"].double(), asked["dfinal"].double()])
+    truth = dict(zip([f"d{key}" for key in (*leaves, "state")], grads, strict=True))
+    agrees(answers[name], {"y": y, "final": final, **truth})
 
 
 def test_a_reset_ends_an_infinite_state_with_its_chunk(make, answers, error):
@@ -228,6 +260,8 @@ def test_what_the_kernels_do_not_take_is_said(make, monkeypatch):
     monkeypatch.setattr(backend, "refuses", lambda r: None)
     with pytest.raises(ValueError, match=r"backward_heads must be between 0 and the number of heads 1, got 2"):
         backend.wkv7_triton(*make(1, 5, 1, 8, 8).tensors, backward_heads=2)
+    with pytest.raises(ValueError, match=r"heads must be a multiple of the inputs' 2 heads, got 3"):
+        backend.wkv7_triton(*make(1, 5, 2, 8, 8).tensors, heads=3)
 
 
 class _Somewhere:
@@ -246,6 +280,8 @@ class _Somewhere:
         ({"fla", "triton"}, _Somewhere(64), {"state": 1}, "triton"),
         ({"fla", "triton"}, _Somewhere(64), {"reset": 1}, "triton"),
         ({"fla", "triton"}, _Somewhere(64), {"v": _Somewhere(32)}, "triton"),
+        ({"fla", "triton"}, _Somewhere(64), {"walk": Walk(("backward",))}, "triton"),
+        ({"fla", "triton"}, _Somewhere(64), {"walk": Walk(("up",), grid=(10, 10))}, "fla"),
         ({"fla", "triton"}, _Somewhere(48), {}, "triton"),
         ({"fla", "triton"}, _Somewhere(256, torch.float32), {"reset": 1}, "fla"),
         ({"fla", "triton"}, _Somewhere(512), {}, "chunked"),
