@@ -180,7 +180,8 @@ def wkv7(
     Args:
         r: receptance, (B, T, H, K), float64, float32, bfloat16 or float16.
         log_w: natural logarithm of the decay, <= 0, (B, T, H, K); float32 is advised whatever r's dtype.
-            `chunked` is accurate for >= -2 (RWKV-7's own range ends at -e^-0.5 = -0.6065), `native` for >= -5.
+            `chunked` and `triton` are accurate for >= -2 (RWKV-7's own range ends at -e^-0.5 = -0.6065),
+            `native` for >= -5.
         k: key, (B, T, H, K).
         v: value, (B, T, H, V); V may differ from K.
         a: removal key, (B, T, H, K); ``-kk`` in RWKV-7.
