@@ -13,7 +13,7 @@ from core.layers import Block, Context, channel_mixers, token_mixers
 from core.layers.step import step
 from core.state import State
 
-DEFAULT_CHANNEL_MIXER = {"attention": "mlp"}
+DEFAULT_CHANNEL_MIXER = {"attention": "mlp", "bi_wkv": "rwkv4"}
 """The channel mixer that belongs to a token mixer, where it is not RWKV-7's."""
 
 
@@ -25,6 +25,15 @@ def _per_layer(value: Any, num_layers: int, what: str) -> list[Any]:
     if not pattern or num_layers % len(pattern):
         raise ValueError(f"{what} must be one name or a list whose length divides {num_layers} layers, got {pattern}")
     return pattern * (num_layers // len(pattern))
+
+
+def _by_name(
+    kwargs: Mapping[str, Mapping[str, Any]] | None, used: Sequence[str], what: str
+) -> dict[str, dict[str, Any]]:
+    """Further arguments by a mixer's name, of mixers in use alone."""
+    if unused := set(kwargs or {}) - set(used):
+        raise ValueError(f"{what} names {sorted(unused)}, but the layers use {sorted(set(used))}")
+    return {name: dict(options) for name, options in (kwargs or {}).items()}
 
 
 class Backbone(nn.Module):
@@ -40,8 +49,9 @@ class Backbone(nn.Module):
         hidden_dim: of the channel mixers, 4 dim if None.
         pre_norm: a LayerNorm on the input (language models).
         final_norm: a LayerNorm `ln_out` on the output.
-        ln_eps, layer_scale: see :class:`core.layers.Block`; drop_path rises linearly from 0 to its value.
-        mixer_kwargs: further arguments by mixer name, e.g. {"rwkv7": {"iclr_scale": 2.0}}.
+        ln_eps, layer_scale, post_norm: see :class:`core.layers.Block`; drop_path rises linearly from 0 to its value.
+        mixer_kwargs, channel_kwargs: further arguments by token and channel mixer's name, e.g.
+            {"rwkv7": {"iclr_scale": 2.0}}.
 
     Raises:
         ValueError: unknown names, or sizes that do not fit.
@@ -63,17 +73,20 @@ class Backbone(nn.Module):
         ln_eps: float = 1e-5,
         drop_path: float = 0.0,
         layer_scale: float | None = None,
+        post_norm: bool = False,
         mixer_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
+        channel_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         if num_layers < 1:
             raise ValueError(f"num_layers must be at least 1, got {num_layers}")
         mixers = _per_layer(mixer, num_layers, "mixer")
-        channel = _per_layer(channel_mixer, num_layers, "channel_mixer")
-        extra = {name: dict(kwargs) for name, kwargs in (mixer_kwargs or {}).items()}
-        unused = set(extra) - set(mixers)
-        if unused:
-            raise ValueError(f"mixer_kwargs names {sorted(unused)}, but the layers use {sorted(set(mixers))}")
+        channel = [
+            name or DEFAULT_CHANNEL_MIXER.get(mixers[i], "rwkv7")
+            for i, name in enumerate(_per_layer(channel_mixer, num_layers, "channel_mixer"))
+        ]
+        extra = _by_name(mixer_kwargs, mixers, "mixer_kwargs")
+        channel_extra = _by_name(channel_kwargs, channel, "channel_kwargs")
         first = mixers.index("rwkv7") if "rwkv7" in mixers else -1
         blocks = []
         for i, name in enumerate(mixers):
@@ -82,12 +95,12 @@ class Backbone(nn.Module):
             if name == "rwkv7":
                 options.setdefault("value_residual", i > first)
             att = token_mixers.build(name, dim, head_dim=head_dim, scan=scan, **place, **options)
-            ffn_name = channel[i] or DEFAULT_CHANNEL_MIXER.get(name, "rwkv7")
-            ffn = channel_mixers.build(ffn_name, dim, hidden_dim=hidden_dim, shift_heads=dim // head_dim, **place)
+            place |= {"hidden_dim": hidden_dim, "shift_heads": dim // head_dim, **channel_extra.get(channel[i], {})}
+            ffn = channel_mixers.build(channel[i], dim, **place)
             blocks.append(
                 Block(
                     dim, att, ffn, pre_norm=pre_norm and i == 0, ln_eps=ln_eps, layer_scale=layer_scale,
-                    drop_path=drop_path * i / max(num_layers - 1, 1),
+                    post_norm=post_norm, drop_path=drop_path * i / max(num_layers - 1, 1),
                 )
             )  # fmt: skip
         self.blocks = nn.ModuleList(blocks)

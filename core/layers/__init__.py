@@ -1,9 +1,11 @@
 """The layers every app shares. Importing this package fills the registries."""
 
 from core.layers.attention import Attention
+from core.layers.bi_wkv import BiWKV
 from core.layers.block import Block
 from core.layers.channel_mix import MLP, ChannelMix
 from core.layers.context import Context
+from core.layers.gated_channel_mix import GatedChannelMix
 from core.layers.registry import Registry, channel_mixers, token_mixers
 from core.layers.scan import SCANS, Scan, WKVInputs, resolve_scan, scan_wkv7
 from core.layers.time_mix import StateReader, TimeMix
@@ -14,9 +16,11 @@ __all__ = [
     "SCANS",
     "TOKEN_SHIFTS",
     "Attention",
+    "BiWKV",
     "Block",
     "ChannelMix",
     "Context",
+    "GatedChannelMix",
     "Registry",
     "Scan",
     "StateReader",

@@ -184,7 +184,7 @@ class _Seen:
 # Modules that a plan may consist of, and which of their plain attributes it depends on.
 _SETTINGS: dict[type, tuple[str, ...]] = {
     nn.ModuleList: (), TokenShift: ("kind",), nn.Linear: (), nn.Identity: (), DropPath: ("training",),
-    nn.LayerNorm: ("eps",), nn.GroupNorm: ("eps", "num_groups"), Block: (), ChannelMix: (),
+    nn.LayerNorm: ("eps",), nn.GroupNorm: ("eps", "num_groups"), Block: ("post_norm",), ChannelMix: (),
     TimeMix: ("wkv_edit", "readout", "rope_theta", "repeats", "scan", "iclr_scale", "heads"),
 }  # fmt: skip
 
@@ -271,6 +271,8 @@ def _plain(module: nn.Module) -> bool:
         return free and module.repeats == 1 and module.scan.orders == ("forward",)
     if isinstance(module, TokenShift):
         return module.kind == "causal"
+    if isinstance(module, Block):
+        return not module.post_norm
     if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
         return module.weight is not None and module.bias is not None
     return not (isinstance(module, DropPath) and module.training)

@@ -39,5 +39,5 @@ def test_public_names() -> None:
 
 def test_registered_mixers() -> None:
     """Configurations name these."""
-    assert {"rwkv7", "attention"} <= set(core.token_mixers)
-    assert {"rwkv7", "mlp"} <= set(core.channel_mixers)
+    assert {"rwkv7", "attention", "bi_wkv"} <= set(core.token_mixers)
+    assert {"rwkv7", "mlp", "rwkv4"} <= set(core.channel_mixers)
