@@ -1,6 +1,6 @@
 """The WKV-7 operator beside the step loop: how much faster, at which error.
 
-    python -m benchmarks.wkv --backend chunked,reference
+    python -m benchmarks.wkv --backend native,chunked,reference --bounds
 
 The loop is what a PyTorch user would write from the paper: one batched matrix product per step, gradients by
 autograd. flash-linear-attention's plain-torch forms of the same recurrence are the other peers on a CPU. Every
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import WRONG, Report, Table, Timing, side_by_side, versions
+from benchmarks.wkv_bounds import attention, directions, memory, rates
 from core.wkv import available_backends, wkv7, wkv7_reference
 
 DEFAULT_SHAPE = "1x1024x12x64x64"
@@ -28,6 +29,15 @@ SHORT = (1, 4, 16, 32)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Relative RMS that a contestant may be off; half precision rounds inputs' products and outputs once.
 BOUNDS = {torch.float32: (1e-5, 2e-5), torch.bfloat16: (1e-2, 2e-2), torch.float16: (2e-3, 5e-3)}
+
+ATTENTION_STEPS = (1024, 4096)
+MEMORY_STEPS = 65536
+BOUNDS_NOTES = [
+    "Rates: forward by 9 K V operations per token and head, forward+backward by the operations of the native kernel as "
+    "coded (docs/wkv7.md), two per multiply-add.",
+    "Attention is another function, so nothing is compared with it but time.",
+    "Peak memory: growth of a fresh process, the incoming gradient included.",
+]
 
 Run = Callable[..., tuple[Tensor, Tensor | None]]
 
@@ -92,8 +102,10 @@ class Problem(NamedTuple):
         leaves = [x.detach().requires_grad_() for x in (*self.inputs, self.state)]
         y, final = run(*leaves)
         assert final is not None
-        loss = (y * self.dy).sum() + (final * self.dfinal).sum()  # so that what T = 1 leaves unused is allowed
-        return y.detach(), final.detach(), *torch.autograd.grad(loss, leaves, materialize_grads=True, allow_unused=True)
+        grads = torch.autograd.grad(
+            (y, final), leaves, (self.dy, self.dfinal), materialize_grads=True, allow_unused=True
+        )
+        return y.detach(), final.detach(), *grads
 
     def truth(self) -> tuple[Tensor, ...]:
         """float64, on one thread: thousands of tiny operations gain nothing from more."""
@@ -229,6 +241,19 @@ def _speed(timings: Mapping[str, Timing], name: str) -> tuple[Timing | str, floa
     return timings[name], base.median / timings[name].median if base else None
 
 
+def bounds(shape: Shape, backends: list[str], options: argparse.Namespace) -> list[Table]:
+    """What the machine allows, beside what the backends make of it; ours only, on a CPU."""
+    print("measuring rates, directions, attention, memory ...", file=sys.stderr, flush=True)
+    problem, title = Problem.make(shape, torch.float32, "cpu"), str(shape)
+    tables = [rates(title, problem.inputs, problem.dy, backends, options.turns)]
+    tables.append(directions(title, problem.inputs, problem.dy, backends, options.turns))
+    for steps in ATTENTION_STEPS:
+        long = Problem.make(shape._replace(steps=steps), torch.float32, "cpu")
+        tables.append(attention(long.inputs, long.dy, backends, options.turns))
+    tables.append(memory(MEMORY_STEPS, *shape[2:], backends))
+    return tables
+
+
 # --------------------------------------------------------------------------------------------------- command line
 
 
@@ -242,6 +267,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--peers", type=_names, default=None, help=f"of {', '.join(PEERS)}; default: those installed")
     p.add_argument("--shapes", type=Shape.parse, nargs="+", default=[Shape.parse(DEFAULT_SHAPE)], metavar="BxTxHxKxV")
     p.add_argument("--short", action=argparse.BooleanOptionalAction, default=True, help=f"also T = {SHORT}")
+    p.add_argument("--bounds", action="store_true", help="also rates, directions, attention, memory (CPU, float32)")
     p.add_argument("--turns", type=int, default=5, help="measured turns of each contestant")
     p.add_argument("--threads", type=int, default=None, help="PyTorch threads; default: PyTorch's own choice")
     p.add_argument("--dtype", choices=DTYPES, default="float32", help="of the inputs; log_w stays float32")
@@ -287,6 +313,9 @@ def main(arguments: list[str] | None = None) -> int:
     for shape in dict.fromkeys(shapes):
         print(f"measuring {shape} ...", file=sys.stderr, flush=True)
         report.tables.append(measure(shape, runs, DTYPES[options.dtype], options.device, options.turns))
+    if options.bounds:
+        report.tables += bounds(options.shapes[0], [name for name in options.backend if name != "reference"], options)
+        report.notes += BOUNDS_NOTES
     print(report.markdown())
     if options.write or options.output:
         written = report.write(options.output or report.default_path("wkv"))

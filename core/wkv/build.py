@@ -48,8 +48,10 @@ def library() -> Library:
     return loaded
 
 
-def load(source: Path, functions: Sequence[str]) -> Library:
+def load(source: Path, functions: Sequence[str], flags: Sequence[str] = ()) -> Library:
     """Compile `source` if need be, load it, look up `functions`, which take one pointer and return nothing.
+
+    `flags` are added to the compiler's.
 
     Never raises: what went wrong is the reason.
     """
@@ -59,7 +61,7 @@ def load(source: Path, functions: Sequence[str]) -> Library:
     if compiler is None:
         return Library(None, f"no C++ compiler was found: {ADVICE}")
     try:
-        path = _compiled(compiler, source)
+        path = _compiled(compiler, source, flags)
         handle = ctypes.CDLL(str(path))
     except subprocess.CalledProcessError as error:
         first = next((line for line in error.stderr.splitlines() if "error" in line), error.stderr.strip()[:200])
@@ -89,10 +91,10 @@ def _cpu() -> str:
     )
 
 
-def _compiled(compiler: str, source: Path) -> Path:
+def _compiled(compiler: str, source: Path, flags: Sequence[str]) -> Path:
     target = ("-mcpu=native",) if platform.machine() in ("arm64", "aarch64") else ("-march=native",)
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    recipe = "\n".join((*FLAGS, *target, version, platform.machine(), _cpu())).encode()
+    recipe = "\n".join((*FLAGS, *target, *flags, version, platform.machine(), _cpu())).encode()
     files = sorted(path for path in source.parent.iterdir() if path.suffix in (".cpp", ".h"))
     content = b"".join(path.read_bytes() for path in files)
     key = f"{source.stem}-{hashlib.sha256(content + recipe).hexdigest()[:20]}"
@@ -101,7 +103,7 @@ def _compiled(compiler: str, source: Path) -> Path:
     with _lock(folder / f"{key}.lock"):
         if not path.is_file():
             partial = folder / f".{key}.{os.getpid()}.so"
-            command = [compiler, *FLAGS, *target, str(source), "-o", str(partial)]
+            command = [compiler, *FLAGS, *target, *flags, str(source), "-o", str(partial)]
             try:
                 subprocess.run(command, capture_output=True, text=True, check=True)
                 os.replace(partial, path)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.wkv import available_backends, use_backend, wkv7
+from core.wkv import available_backends, build, use_backend, wkv7
 from core.wkv.walk import FORWARD, Walk
 
 GRID = (3, 7)
@@ -63,6 +63,22 @@ def test_every_walk_and_its_gradients_equal_the_recurrence(name: str, packed: bo
     truth = both([x.double() for x in tensors], dy, dfinal, backend="reference", **options)
     for found, wanted in zip(both(tensors, dy, dfinal, backend=backend, **options), truth, strict=True):
         torch.testing.assert_close(found, wanted.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("lanes", [4, 16])
+def test_vectors_of_other_processors_compute_the_same(lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SSE's and NEON's width, and AVX-512's, which the compiler makes up from what there is."""
+    if reason := available_backends()["native"]:
+        pytest.skip(reason)
+    library = build.load(build.SOURCE, ("wkv7_forward", "wkv7_backward"), (f"-DWKV7_LANES={lanes}", "-Wno-psabi"))
+    assert library.require().wkv7_lanes() == lanes
+    monkeypatch.setattr(build, "library", lambda: library)
+    for name, dim_v in (("four", 24), ("both split", 37)):
+        tensors, dy, dfinal, _ = problem(WALKS[name], dim_k=13, dim_v=dim_v)
+        truth = both([x.double() for x in tensors], dy, dfinal, walk=WALKS[name], backend="reference")
+        found = both(tensors, dy, dfinal, walk=WALKS[name], backend="native")
+        for x, wanted in zip(found, truth, strict=True):
+            torch.testing.assert_close(x, wanted.float(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_backward_walk_is_the_reversed_sequence(backend: str) -> None:
@@ -132,6 +148,7 @@ def test_walks_compile(name: str) -> None:
     with use_backend("native" if available_backends()["native"] is None else "chunked"):
         leaves = [x.requires_grad_() for x in tensors]
         y, final = run(*leaves)
+        assert final is not None
         loss = (y * dy).sum() + (final * dfinal).sum()
         found = [y, final, *torch.autograd.grad(loss, leaves)]
         torch.testing.assert_close(found, both(tensors, dy, dfinal, walk=walk))

@@ -24,13 +24,24 @@ inline int stretches(const Wkv7Call& call, const Walk& walk, int64_t block, Stre
   return found;
 }
 
-// Which entries of a block's products exist: r_i reads k_j and b_j for j <= i, a_i for j < i.
+// Which entries of a block's products exist: r_i reads k_j and b_j for j <= i, a_i for j < i. Masks, not factors: what
+// lies outside may have overflown.
 inline void keep_causal(float* p, int64_t count) {
-  for (int64_t i = 0; i < kBlock; i++)
-    for (int64_t j = i < count ? i : 0; j < kBlock; j++) {
-      if (i >= count || j > i) p[i * kPair + j] = p[i * kPair + kBlock + j] = 0.0f;
-      p[(kBlock + i) * kPair + j] = p[(kBlock + i) * kPair + kBlock + j] = 0.0f;
+  static_assert(kBlock % kLanes == 0, "a block is whole vectors");
+  struct Masks {
+    int32_t bits[2 * kBlock + kLanes] = {};
+    Masks() { std::fill(bits, bits + kBlock, -1); }  // from kBlock - n on: n times all bits, then none
+  };
+  static const Masks masks;
+  for (int64_t i = 0; i < kPair; i++) {
+    const int64_t step = i % kBlock, reach = step >= count ? 0 : i < kBlock ? step + 1 : step;
+    for (int64_t j = 0; j < kBlock; j += kLanes) {
+      VecInt mask;
+      std::memcpy(&mask, masks.bits + kBlock - reach + j, sizeof(mask));
+      for (float* x : {p + i * kPair + j, p + i * kPair + kBlock + j})
+        store(x, reinterpret_cast<Vec>(reinterpret_cast<VecInt>(load(x)) & mask));
     }
+  }
 }
 
 // Space for one stretch at a time, shared by the heads that a thread works on.
@@ -67,7 +78,6 @@ class BackwardWalk : private Stage {
     const int found = stretches(call, walk, block, parts);
     if (!parts[0].fresh)
       transpose(call.block_states + (walk.number * blocks_of(call) + block) * V * K, V, K, V, start_t, kp);
-    start = block * kBlock;
     fetched = 0;
     for (int n = found - 1; n >= 0; n--) {
       stretch(parts[n], coming, coming_block);
@@ -196,28 +206,20 @@ class BackwardWalk : private Stage {
         store(db + j, b * back);
       }
       if (s.fresh && i == 0) std::memset(row, 0, kp * 4);  // nothing came in to decay: exactly zero
-      write_row(call.dr, walk, token, K, dr);
-      write_row(call.dlog_w, walk, token, K, row);
-      write_row(call.dk, walk, token, K, dk);
-      write_row(call.dv, walk, token, V, through + i * vp);
-      write_row(call.da, walk, token, K, da);
-      write_row(call.db, walk, token, K, db);
+      write_row(call.dr, walk, token, K, dr, 1.0f, walk.large);
+      write_row(call.dlog_w, walk, token, K, row, 1.0f, walk.large);
+      write_row(call.dk, walk, token, K, dk, 1.0f, walk.large);
+      write_row(call.dv, walk, token, V, through + i * vp, 1.0f, walk.large);
+      write_row(call.da, walk, token, K, da, 1.0f, walk.large);
+      write_row(call.db, walk, token, K, db, 1.0f, walk.large);
     }
   }
 
-  // A part of the coming block's rows and saved state, and of this block's gradients, while the products run.
+  // A few steps of the coming block, while the products keep the processor busy.
   void fetch(const Walk& coming, int64_t coming_block) {
-    constexpr int kSteps = 3, kParts = (kBlock + kSteps - 1) / kSteps;
-    const int64_t size = V * K, part = size / kParts;
-    if (coming_block >= 0 && fetched < kBlock) {
-      const float* saved = call.block_states + (coming.number * blocks_of(call) + coming_block) * size;
-      for (int64_t i = fetched / kSteps * part; i < (fetched / kSteps + 1) * part; i += 16) __builtin_prefetch(saved + i);
-    }
+    constexpr int kSteps = 3;
     for (int i = 0; i < kSteps && fetched < kBlock; i++, fetched++) {
-      const int64_t own = start + fetched, t = coming_block * kBlock + fetched;
-      if (own < call.steps)
-        for (const Wkv7Tensor* x : {&call.dr, &call.dlog_w, &call.dk, &call.dv, &call.da, &call.db})
-          prefetch(*x, walk, walk.token(own), x == &call.dv ? V : K);
+      const int64_t t = coming_block * kBlock + fetched;
       if (t < 0 || t >= call.steps) continue;
       prefetch_step(call, coming, t);
       if (call.y.data) prefetch(call.y, coming, coming.token(t), V);
@@ -227,8 +229,7 @@ class BackwardWalk : private Stage {
   const Wkv7Call& call;
   const int64_t K, V, kp, vp;
   float* grad;
-  int64_t start = 0;  // of this block
-  int fetched = 0;    // steps of it, and of the coming one
+  int fetched = 0;  // steps of the coming block
 };
 
 inline void backward_heads(const Wkv7Call& call, int64_t batch, int64_t first, int64_t last, int64_t order,

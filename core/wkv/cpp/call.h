@@ -48,6 +48,7 @@ struct Walk {
   const uint8_t* reset;
   bool first;   // of those that write to the same output
   float share;  // of the output: orders over the same heads are averaged
+  bool large;   // more than caches hold: what is written is streamed
 
   int64_t token(int64_t step) const { return index ? index[step] : step; }
   bool fresh(int64_t step) const { return reset && reset[step]; }
@@ -63,7 +64,8 @@ inline Walk walk_of(const Wkv7Call& call, int64_t batch, int64_t head, int64_t o
           call.index ? call.index + order * call.steps : nullptr,
           call.reset ? call.reset + (order * call.batch + batch) * call.steps : nullptr,
           call.split || order == 0,
-          call.split ? 1.0f : 1.0f / float(call.orders)};
+          call.split ? 1.0f : 1.0f / float(call.orders),
+          call.batch * call.steps * call.heads * call.dim_k > int64_t(1) << 18};
 }
 
 inline int64_t blocks_of(const Wkv7Call& call) { return (call.steps + kBlock - 1) / kBlock; }
@@ -100,9 +102,17 @@ inline const float* row_of(const Wkv7Tensor& x, const Walk& walk, int64_t token,
   return buffer;
 }
 
+// `to` = row * factor, streamed where that is worth it and `to` lies at a vector's boundary.
+inline void copy_row(float* to, const float* row, int64_t dim, float factor, bool large) {
+  if (large && dim % kLanes == 0 && reinterpret_cast<uintptr_t>(to) % sizeof(Vec) == 0)
+    for (int64_t i = 0; i < dim; i += kLanes) stream(to + i, load(row + i) * factor);
+  else
+    for (int64_t i = 0; i < dim; i++) to[i] = row[i] * factor;
+}
+
 // A row = or, unless it is the first to arrive there, += `row` times `factor`. Only float32 is added to.
 inline void write_row(const Wkv7Tensor& x, const Walk& walk, int64_t token, int64_t dim, const float* row,
-                      float factor = 1.0f) {
+                      float factor, bool large) {
   if (x.type == kBfloat16) {
     uint16_t* p = row_at<uint16_t>(x, walk, token);
     for (int64_t i = 0; i < dim; i++) p[i] = to_bfloat16(row[i] * factor);
@@ -110,7 +120,7 @@ inline void write_row(const Wkv7Tensor& x, const Walk& walk, int64_t token, int6
   }
   float* p = row_at<float>(x, walk, token);
   if (walk.first)
-    for (int64_t i = 0; i < dim; i++) p[i] = row[i] * factor;
+    copy_row(p, row, dim, factor, large);
   else
     for (int64_t i = 0; i < dim; i++) p[i] += row[i] * factor;
 }

@@ -76,10 +76,10 @@ class HeadState {
     for (int64_t s = 0; s < slices_; s++)
       transpose(slice(s), kSliceWidth, dim_k_, width(s), out + s * kSliceWidth * dim_k_, dim_k_);
   }
-  void save(float* out, int64_t row) const {  // (K, V)
+  void save(float* out, int64_t row, bool large) const {  // (K, V)
     for (int64_t j = 0; j < dim_k_; j++)
       for (int64_t s = 0; s < slices_; s++)
-        copy(slice(s) + j * kSliceWidth, width(s), out + j * row + s * kSliceWidth);
+        copy_row(out + j * row + s * kSliceWidth, slice(s) + j * kSliceWidth, width(s), 1.0f, large);
   }
   void scale(const float* factor) {  // by key
     for (int64_t s = 0; s < slices_; s++)
@@ -105,19 +105,13 @@ class HeadState {
         for (int64_t n = s; n < std::min(s + 2, slices_); n++) {
           const int64_t first = n * kSliceWidth, key = i * kp, value = i * vp + first;
           float* u = removed + first;
-          if (saved) copy(u, width(n), saved + i * saved_row + first);
+          if (saved) copy_row(saved + i * saved_row + first, u, width(n), 1.0f, false);
           const auto walk = first + kSliceWidth <= vp ? step<kSlice> : step<1>;
           walk(slice(n), dim_k_, x.r + key, x.next_a + key, x.k + key, x.b + key, x.v + value, u, x.y + value);
         }
   }
 
  private:
-  static void copy(const float* in, int64_t count, float* out) {
-    if (count == kSliceWidth)
-      for (int64_t i = 0; i < kSliceWidth; i += kLanes) store(out + i, load(in + i));
-    else
-      std::memcpy(out, in, count * 4);
-  }
   float* slice(int64_t s) const { return data_ + s * dim_k_ * kSliceWidth; }
   int64_t width(int64_t s) const { return std::min(kSliceWidth, dim_v_ - s * kSliceWidth); }
 
@@ -158,7 +152,8 @@ class ForwardWalk {
     restart();
   }
   void save(int64_t block) const {
-    state_.save(call_.block_states + (walk_.number * blocks_of(call_) + block) * size_, call_.state_v);
+    state_.save(call_.block_states + (walk_.number * blocks_of(call_) + block) * size_, call_.state_v,
+                walk_.large);
   }
   void clear() { state_.clear(); }
 
@@ -188,7 +183,7 @@ class ForwardWalk {
     state_.run(x_, count, kp_, vp_, saved, call_.state_v);
   }
   void write(int64_t t, int64_t i) const {
-    write_row(call_.y, walk_, walk_.token(t), V_, x_.y + i * vp_, walk_.share);
+    write_row(call_.y, walk_, walk_.token(t), V_, x_.y + i * vp_, walk_.share, false);  // soon to be read
   }
   void finish() {
     state_.scale(up_);

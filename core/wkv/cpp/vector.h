@@ -1,10 +1,13 @@
 // Vectors of floats as GCC and Clang know them: AVX-512, AVX2, SSE and NEON from one source.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 
-#if defined(__AVX512F__)
+#if defined(WKV7_LANES)  // another width than the processor's own: for tests
+constexpr int kLanes = WKV7_LANES;
+#elif defined(__AVX512F__)
 constexpr int kLanes = 16;
 #elif defined(__AVX__)
 constexpr int kLanes = 8;
@@ -20,8 +23,34 @@ inline Vec load(const float* p) { return *reinterpret_cast<const VecLoose*>(p); 
 inline void store(float* p, Vec x) { *reinterpret_cast<VecLoose*>(p) = x; }
 inline Vec spread(float x) { return Vec{} + x; }
 
+// Writes past the caches, to a whole vector's boundary: for what will not be read before the caches have turned over.
+inline void stream(float* p, Vec x) {
+#if defined(WKV7_LANES)
+  store(p, x);
+#elif defined(__clang__)
+  __builtin_nontemporal_store(x, reinterpret_cast<Vec*>(p));
+#elif defined(__AVX512F__)
+  __builtin_ia32_movntps512(p, x);
+#elif defined(__AVX__)
+  __builtin_ia32_movntps256(p, x);
+#elif defined(__SSE__)
+  __builtin_ia32_movntps(p, x);
+#else
+  store(p, x);
+#endif
+}
+
+// Makes streamed writes visible to other threads.
+inline void finish_streams() {
+#if defined(__SSE__)
+  __builtin_ia32_sfence();
+#endif
+}
+
 // Keeps a value in a register: GCC would rather load it again for each use, and loads are what is scarce.
-#if defined(__x86_64__)
+#if defined(WKV7_LANES)
+#define KEEP(x) (void)(x)
+#elif defined(__x86_64__)
 #define KEEP(x) asm("" : "+x"(x))
 #elif defined(__aarch64__)
 #define KEEP(x) asm("" : "+w"(x))
@@ -55,23 +84,36 @@ inline Vec exp(Vec x) {
 #endif
 
 #ifdef HAS_SHUFFLE
-template <int kFrom, std::size_t... kLane>
+// Lane i of x and y zipped by runs of `kRun` lanes within each group of `kGroup`: the lower half's runs, or the upper's.
+template <int kRun, int kGroup, bool kUpper, std::size_t... kLane>
 inline Vec zip(Vec x, Vec y, std::index_sequence<kLane...>) {
-  return __builtin_shufflevector(x, y, (kFrom + int(kLane) / 2 + (int(kLane) % 2) * kLanes)...);
+  constexpr auto from = [](int lane) {
+    const int place = lane % kGroup, run = place / kRun;
+    const int source = lane / kGroup * kGroup + (kUpper ? kGroup / 2 : 0) + run / 2 * kRun + place % kRun;
+    return source + run % 2 * kLanes;
+  };
+  return __builtin_shufflevector(x, y, from(int(kLane))...);
 }
 
-// A square of kLanes x kLanes turned by log2(kLanes) perfect shuffles.
-inline void transpose_square(const float* in, int64_t ldi, float* out, int64_t ldo) {
+template <int kRun, int kGroup>
+inline void zip_rows(Vec* x, int distance) {
   constexpr auto lanes = std::make_index_sequence<kLanes>{};
-  Vec x[kLanes], y[kLanes];
-  for (int i = 0; i < kLanes; i++) x[i] = load(in + i * ldi);
-  for (int size = 1; size < kLanes; size *= 2) {
-    for (int i = 0; i < kLanes / 2; i++) {
-      y[2 * i] = zip<0>(x[i], x[i + kLanes / 2], lanes);
-      y[2 * i + 1] = zip<kLanes / 2>(x[i], x[i + kLanes / 2], lanes);
+  for (int i = 0; i < kLanes; i++)
+    if (!(i & distance)) {
+      const Vec one = x[i], other = x[i + distance];
+      x[i] = zip<kRun, kGroup, false>(one, other, lanes);
+      x[i + distance] = zip<kRun, kGroup, true>(one, other, lanes);
     }
-    for (int i = 0; i < kLanes; i++) x[i] = y[i];
-  }
+}
+
+// A square of kLanes x kLanes: 4 x 4 blocks are turned within their 128 bits, where shuffles are cheap, then swapped.
+inline void transpose_square(const float* in, int64_t ldi, float* out, int64_t ldo) {
+  Vec x[kLanes];
+  for (int i = 0; i < kLanes; i++) x[i] = load(in + i * ldi);
+  zip_rows<1, 4>(x, 2);
+  zip_rows<1, 4>(x, 1);
+  if constexpr (kLanes >= 8) zip_rows<4, 8>(x, 4);
+  if constexpr (kLanes >= 16) zip_rows<8, 16>(x, 8);
   for (int i = 0; i < kLanes; i++) store(out + i * ldo, x[i]);
 }
 #else

@@ -18,6 +18,7 @@ void share_out(int64_t items, int64_t threads, int64_t scratch_floats, Work work
   auto run = [&] {
     Scratch scratch(scratch_floats);
     for (int64_t item; (item = next++) < items;) work(item, scratch);
+    finish_streams();
   };
   std::vector<std::thread> others;
   try {
