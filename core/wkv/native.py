@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import warnings
 from functools import cache
 from typing import Any
@@ -18,7 +19,19 @@ _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _WORK_PER_THREAD = 1 << 20  # state elements times steps that pay for starting a thread
 
 
-_SIZES = ("batch", "steps", "heads", "dim_k", "dim_v", "threads", "state_v", "orders", "split")
+_SIZES = ("batch", "steps", "heads", "dim_k", "dim_v", "threads", "pool", "state_v", "orders", "split")
+
+
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked  # a process learns this once, from the interpreter
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Tensor(ctypes.Structure):
@@ -89,6 +102,7 @@ def _call(inputs: tuple[Tensor, ...], walk: Walk) -> _Call:
     call = _Call(batch=batch, steps=steps, heads=heads, dim_k=dim_k, dim_v=v.shape[-1], state_v=v.shape[-1])
     call.orders, call.split = len(walk.orders), walk.split
     work = batch * walk.states(heads) * steps * dim_k * v.shape[-1]
+    call.pool = not _forked
     call.threads = max(1, min(torch.get_num_threads(), work // _WORK_PER_THREAD))
     for name, x in zip(("r", "log_w", "k", "v", "a", "b"), inputs, strict=True):
         setattr(call, name, _tensor(x))

@@ -22,7 +22,8 @@ struct Wkv7Tensor {
 // The S = heads * orders recurrences of a sequence (S = heads if the orders share out the heads) are numbered order
 // by order.
 struct Wkv7Call {
-  int64_t batch, steps, heads, dim_k, dim_v, threads;
+  int64_t batch, steps, heads, dim_k, dim_v;
+  int64_t threads, pool;            // how many, and whether PyTorch's may be used
   int64_t state_v;                  // values of a state: dim_v, or more where a call covers a part of them
   int64_t orders, split;            // walks over the tokens; whether each takes a share of the heads
   const int32_t* index;             // (orders, T): the token met at each step; null: one walk from first to last

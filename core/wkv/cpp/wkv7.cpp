@@ -2,32 +2,22 @@
 // standard library's: it compiles in about a second.
 
 #include <atomic>
-#include <system_error>
-#include <thread>
-#include <vector>
 
 #include "backward.h"
 #include "forward.h"
+#include "threads.h"
 
 namespace {
 
-// Pieces of work are handed out one by one; threads live for one call, so that nothing survives a fork.
+// Pieces of work are handed out one by one to whichever thread is free.
 template <typename Work>
-void share_out(int64_t items, int64_t threads, int64_t scratch_floats, Work work) {
+void share_out(const Wkv7Call& call, int64_t items, int64_t scratch_floats, Work work) {
   std::atomic<int64_t> next{0};
-  auto run = [&] {
+  on_threads(std::min(call.threads, items), call.pool, [&] {
     Scratch scratch(scratch_floats);
     for (int64_t item; (item = next++) < items;) work(item, scratch);
     finish_streams();
-  };
-  std::vector<std::thread> others;
-  try {
-    for (int64_t n = 1; n < std::min(threads, items); n++) others.emplace_back(run);
-  } catch (const std::system_error&) {
-    // No more threads to be had (a container's limit, say): those there are do the work.
-  }
-  run();
-  for (auto& thread : others) thread.join();
+  });
 }
 
 // The same call over values first..first+count only: in the forward pass they do not depend on each other.
@@ -84,7 +74,7 @@ extern "C" void wkv7_forward(const Wkv7Call* call) {
   const int64_t parts = std::min(slices, std::max<int64_t>(1, call->threads / shares.items));
   const int64_t width = (slices + parts - 1) / parts * kSliceWidth;
   const int64_t floats = shares.size * ForwardWalk::floats(*call);
-  share_out(shares.items * parts, call->threads, floats, [&](int64_t item, Scratch& scratch) {
+  share_out(*call, shares.items * parts, floats, [&](int64_t item, Scratch& scratch) {
     const int64_t first = item % parts * width, count = std::min(width, call->dim_v - first);
     if (count <= 0) return;
     const Wkv7Call part = part_of(*call, first, count);
@@ -97,7 +87,7 @@ extern "C" void wkv7_forward(const Wkv7Call* call) {
 extern "C" void wkv7_backward(const Wkv7Call* call) {
   const Shares shares(*call);
   const int64_t floats = BackwardWalk::shared_floats(*call) + shares.size * BackwardWalk::floats(*call);
-  share_out(shares.items, call->threads, floats, [&](int64_t item, Scratch& scratch) {
+  share_out(*call, shares.items, floats, [&](int64_t item, Scratch& scratch) {
     walk_heads(*call, shares, item, [&](int64_t batch, int64_t head, int64_t end, int64_t order) {
       backward_heads(*call, batch, head, end, order, scratch);
     });
