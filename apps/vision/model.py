@@ -21,6 +21,7 @@ import torch
 from timm.layers import PatchEmbed, resample_abs_pos_embed
 from torch import Tensor, nn
 
+from apps.vision.residual_attention import ResidualAttention
 from core.backbone import Backbone
 from core.errors import UserError, did_you_mean
 from core.layers.context import Context
@@ -205,13 +206,16 @@ def _checked_pool(global_pool: str) -> str:
     return global_pool
 
 
-MODELS: dict[str, Callable[..., VRWKV7]] = {"vrwkv7": VRWKV7}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "vrwkv7": VRWKV7,
+    "residual_attention": ResidualAttention,
+}
 """What a config may name; a file's content builds models through this table and nothing else."""
 
 _FROM_DATA = ("img_size", "in_chans", "num_classes")
 
 
-def build_vision_model(model: dict[str, Any], data: dict[str, Any]) -> VRWKV7:
+def build_vision_model(model: dict[str, Any], data: dict[str, Any]) -> nn.Module:
     """The model of a config: its own options, and what the data decide (input size, channels, classes).
 
     Args:

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from torchvision.utils import make_grid
 
 from apps.vision import figures
-from apps.vision.model import VRWKV7, build_vision_model, count_parameters
+from apps.vision.model import build_vision_model, count_parameters
 from apps.vision.report import ReportFacts, write_report
 from apps.vision.transforms import InputSpec, denormalise
 from core.errors import UserError
@@ -125,9 +125,9 @@ class VisionTask(Task):
     def pretrained_config(self) -> dict[str, Any]:
         """What :class:`apps.vision.pipeline.VisionPipeline` needs beside the weights."""
         model = dict(self.hparams["model"])
-        assert isinstance(self.model, VRWKV7)
-        # As it came out, so that a file keeps its shape should the rule that matches parameters ever change.
-        model["hidden_dim"] = self.model.hidden_dim
+        if (hidden_dim := getattr(self.model, "hidden_dim", None)) is not None:
+            # As it came out, so that a file keeps its shape should the rule that matches parameters ever change.
+            model["hidden_dim"] = hidden_dim
         return {"app": "vision", "model": model, "data": dict(self.hparams["data"])}
 
     def write_report(
@@ -184,6 +184,8 @@ class VisionTask(Task):
         )
 
     def _model_title(self) -> str:
+        if title := getattr(self.model, "title", None):
+            return str(title)
         mixer = self.hparams["model"].get("mixer", "rwkv7")
         return {"rwkv7": "VRWKV-7", "attention": "ViT (the attention twin)"}.get(str(mixer), f"VRWKV with {mixer}")
 
@@ -191,11 +193,11 @@ class VisionTask(Task):
         shown = {key: value for key, value in self.hparams["model"].items() if value not in (None, "")}
         rows = [(key.replace("_", " "), str(value)) for key, value in shown.items()]
         height, width = self.spec.img_size
-        assert isinstance(self.model, VRWKV7)
-        grid = self.model.grid_size
+        grid = getattr(self.model, "grid_size", None)
+        tokens = f", {grid[0]} x {grid[1]} tokens" if grid else ""
         return [
             ("parameters", f"{count_parameters(self.model):,}"),
-            ("input", f"{self.spec.in_chans} x {height} x {width} pixels, {grid[0]} x {grid[1]} tokens"),
+            ("input", f"{self.spec.in_chans} x {height} x {width} pixels{tokens}"),
             *rows,
         ]
 

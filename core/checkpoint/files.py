@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,12 @@ from core.atomic import replacing
 from core.errors import UserError
 
 
-def read_torch_file(path: Path) -> dict[str, Tensor]:
+def read_torch_file(path: Path, within: Sequence[str] = ()) -> dict[str, Tensor]:
     """Tensors of a ``torch.save`` file, on the CPU and memory-mapped where its format allows.
+
+    Args:
+        path: the file.
+        within: entries that may hold the tensors ("state_dict"), beside others that are left alone.
 
     Raises:
         UserError: missing, broken, or holding anything but tensors by name.
@@ -37,6 +41,8 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read as a torch.save file: {_first_line(error)}.") from error
+    if isinstance(content, dict):
+        content = next((content[name] for name in within if name in content), content)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} holds {type(content).__name__} data, expected a dict of tensors by name.")
     return content
@@ -97,8 +103,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_torch_file(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """A dict of tensors as ``torch.save`` writes it."""
+def write_torch_file(tensors: Mapping[str, Tensor | Mapping[str, Tensor]], path: Path) -> None:
+    """A dict of tensors, or of such dicts, as ``torch.save`` writes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as new:
         torch.save(dict(tensors), new)

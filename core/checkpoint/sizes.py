@@ -123,7 +123,11 @@ def _time_mix_shapes(sizes: Sizes, layer: int) -> Iterator[tuple[str, tuple[int,
 
 
 def check_fit(
-    tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], source: str, spell: Spell = str
+    tensors: Mapping[str, Tensor],
+    expected: Mapping[str, tuple[int, ...]],
+    source: str,
+    spell: Spell = str,
+    what: str = "RWKV-7",
 ) -> None:
     """Refuse tensors that are not exactly the expected ones.
 
@@ -143,7 +147,7 @@ def check_fit(
     if wrong:
         complaints.append(_some(wrong))
     if complaints:
-        raise UserError(f"{source} does not fit RWKV-7: {'; '.join(complaints)}.")
+        raise UserError(f"{source} does not fit {what}: {'; '.join(complaints)}.")
 
 
 def _some(names: list[str], limit: int = 3) -> str:
