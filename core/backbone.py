@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from core.layers import Block, Context, channel_mixers, token_mixers
+from core.layers.block import BlockState
 from core.layers.step import step
 from core.state import State
 
@@ -111,6 +112,19 @@ class Backbone(nn.Module):
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
 
+    def truncate(self, num_layers: int) -> None:
+        """Keep the first num_layers blocks alone."""
+        self.blocks = self.blocks[:num_layers]
+        self.num_layers = len(self.blocks)
+
+    def run_block(
+        self, i: int, x: Tensor, state: BlockState | None, ctx: Context, *, last: bool = False
+    ) -> tuple[Tensor, BlockState, Context]:
+        """Block i alone, recomputed in the backward pass where so set: for features from between the blocks."""
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(self.blocks[i], x, state, ctx, use_reentrant=False)
+        return self.blocks[i](x, state, ctx, last=last)
+
     def forward(
         self, x: Tensor, state: State | None = None, ctx: Context | None = None, *, last: bool = False
     ) -> tuple[Tensor, State]:
@@ -132,11 +146,8 @@ class Backbone(nn.Module):
             if stepped is not None:
                 return stepped
         states = []
-        for i, block in enumerate(self.blocks):
+        for i in range(self.num_layers):
             layer_state = state.layers[i] if state is not None else None
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x, new_state, ctx = checkpoint(block, x, layer_state, ctx, use_reentrant=False)
-            else:
-                x, new_state, ctx = block(x, layer_state, ctx, last=last and i == self.num_layers - 1)
+            x, new_state, ctx = self.run_block(i, x, layer_state, ctx, last=last and i == self.num_layers - 1)
             states.append(new_state)
         return self.ln_out(x[:, -1:] if last else x), State(tuple(states))

@@ -52,6 +52,39 @@ def class_folders(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Six classes of noise in ImageNet's layout: train/ and val/, pictures of several shapes."""
+    random = np.random.RandomState(0)
+    for split, count in (("train", 2), ("val", 1)):
+        for name in range(6):
+            folder = tmp_path / "photos" / split / f"n{name:08d}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                height, width = random.randint(150, 400, 2)
+                pixels = random.randint(0, 256, (height, width, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.JPEG")
+    return tmp_path / "photos"
+
+
+# What is overridden spares time: building 12 or 24 wide layers takes longer than training them for two steps.
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*")
+@pytest.mark.parametrize(
+    ("size", "shorter"),
+    [("nano", []), ("tiny", []), ("small", []), ("base", ["model.depth=2"]), ("large", ["model.depth=2"])],
+)
+def test_imagenet_takes_steps(size: str, shorter: list[str], photos: Path, tmp_path: Path) -> None:
+    words = [f"data.root={photos}", "data.num_workers=0", "data.batch_size=2", "trainer.max_epochs=1", *shorter]
+    config = compose(f"experiment=vision/imagenet_{size}", *words)
+    trainer = take_steps(config, tmp_path, steps=2)
+    assert trainer.global_step == 2
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])
+    assert "val/top5" in trainer.callback_metrics
+    model = trainer.lightning_module.get_submodule("model")
+    assert isinstance(model, VRWKV7)
+    assert model.grid_size == (14, 14)
+
+
 # num_workers and depth only spare time; everything else is the recipe.
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*")
 def test_cifar10_takes_steps(class_folders: Path, tmp_path: Path) -> None:
