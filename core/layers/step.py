@@ -28,6 +28,7 @@ from core.layers.time_mix import TimeMix
 from core.layers.token_shift import TokenShift
 from core.state import State
 from core.wkv import build, operator
+from core.wkv.autograd import unwatched
 
 _WORK_PER_THREAD = 1 << 18  # weights that pay for starting a thread
 _OWN = "x_r x_w x_k x_v x_a x_g w0 w1 w2 a0 a1 a2 v0 v1 v2 g1 g2 k_k k_a r_k"  # TimeMix's, where it has them
@@ -77,15 +78,11 @@ def _run(name: str, call: ctypes.Structure) -> None:
 def _ordinary(x: Tensor) -> bool:
     """Whether x is plain float32 on a CPU and nobody watches what becomes of it."""
     return (
-        not torch.compiler.is_compiling()
-        and type(x) in (Tensor, nn.Parameter)
+        unwatched(x)
         and x.dtype == torch.float32
         and x.device.type == "cpu"
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.jit.is_tracing()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore[reportAttributeAccessIssue]
         and not _has_any_global_hook()
         and operator.requested() in (None, "native")
         and _library() is not None

@@ -13,6 +13,17 @@ def needs_gradients(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
+def unwatched(*tensors: Tensor | None) -> bool:
+    """Whether nobody traces, transforms or records what becomes of them, so that a plain call may stand for an op's."""
+    return (
+        not torch.compiler.is_compiling()
+        and all(x is None or type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
+        and not torch.jit.is_tracing()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore[reportAttributeAccessIssue]
+    )
+
+
 def register(name: str) -> None:
     """Make ``greylag::<name>`` differentiable by ``greylag::<name>_backward``.
 

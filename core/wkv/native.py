@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from core.wkv import build
-from core.wkv.autograd import needs_gradients, register
+from core.wkv.autograd import needs_gradients, register, unwatched
 from core.wkv.walk import FORWARD, Walk
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -121,8 +121,7 @@ def _target(x: Tensor, walk: Walk) -> Tensor:
     return torch.empty_like(x, dtype=torch.float32) if summed or x.dtype not in _TYPES else x
 
 
-@torch.library.custom_op("greylag::wkv7_native", mutates_args=(), device_types="cpu")
-def _op(
+def _forward(
     r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor | None, reset: Tensor | None,
     want_state: bool, want_saved: bool, orders: str, split: bool, height: int, width: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
@@ -143,6 +142,9 @@ def _op(
         call.block_states, call.removed = states.data_ptr(), removed.data_ptr()
     build.library().require().wkv7_forward(ctypes.byref(call))
     return target.to(y.dtype), final, states, removed
+
+
+_op = torch.library.custom_op("greylag::wkv7_native", _forward, mutates_args=(), device_types="cpu")
 
 
 def _outputs(
@@ -217,5 +219,7 @@ def wkv7_native(
     if r.dtype == torch.float64:
         raise ValueError("the native backend computes in float32: use 'chunked' or 'reference' for float64")
     saved = needs_gradients(r, log_w, k, v, a, b, state)
-    y, final, *_ = torch.ops.greylag.wkv7_native(r, log_w, k, v, a, b, state, reset, return_state, saved, *walk.plain())
+    plain = not saved and unwatched(r, log_w, k, v, a, b, state, reset)  # spares PyTorch's own work on an op's call
+    run = _forward if plain else torch.ops.greylag.wkv7_native
+    y, final, *_ = run(r, log_w, k, v, a, b, state, reset, return_state, saved, *walk.plain())
     return y, final if return_state else None
