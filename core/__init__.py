@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from core.layers import token_mixers as token_mixers
     from core.lm import RWKV7LM as RWKV7LM
     from core.state import State as State
+    from core.wkv import Walk as Walk
     from core.wkv import available_backends as available_backends
     from core.wkv import use_backend as use_backend
     from core.wkv import wkv7 as wkv7
@@ -33,7 +34,7 @@ _HOMES = {
     ),
     "core.lm": ("RWKV7LM",),
     "core.state": ("State",),
-    "core.wkv": ("available_backends", "use_backend", "wkv7"),
+    "core.wkv": ("Walk", "available_backends", "use_backend", "wkv7"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

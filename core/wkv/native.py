@@ -16,6 +16,8 @@ from core.wkv.autograd import needs_gradients, register, unwatched
 from core.wkv.walk import FORWARD, Walk
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
+FLOOR = -80.0
+"""Of a key's log_w summed over a block, kFloor in cpp/call.h: what float32 can hold."""
 _WORK_PER_THREAD = 1 << 20  # state elements times steps that pay for starting a thread
 
 
@@ -58,6 +60,7 @@ class _Call(ctypes.Structure):
         ("removed", ctypes.c_void_p),
         *((name, _Tensor) for name in ("dr", "dlog_w", "dk", "dv", "da", "db")),
         ("dstate", ctypes.c_void_p),
+        ("beyond", ctypes.c_void_p),
     ]
 
 
@@ -140,7 +143,15 @@ def _forward(
         call.final_state = final.data_ptr()
     if want_saved:
         call.block_states, call.removed = states.data_ptr(), removed.data_ptr()
+    beyond = ctypes.c_int32(0)
+    call.beyond = ctypes.addressof(beyond)
     build.library().require().wkv7_forward(ctypes.byref(call))
+    if beyond.value:
+        raise ValueError(
+            f"log_w sums to less than {FLOOR:g} over {build.BLOCK} steps, but the native backend multiplies decays out "
+            f"and takes no more (log_w >= {FLOOR / build.BLOCK:g} is always right): use backend='reference'; to empty "
+            "the state use reset"
+        )
     return target.to(y.dtype), final, states, removed
 
 
@@ -211,10 +222,9 @@ def wkv7_native(
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """The compiled kernel as a custom op; shapes as :func:`core.wkv.wkv7`, state already (B, S, V, K) float32.
 
-    Accurate for log_w >= -5 (a block's decays are multiplied out in float32).
-
     Raises:
-        ValueError: float64 inputs, which it does not compute in.
+        ValueError: float64 inputs, which it does not compute in; a key's log_w that sums to less than FLOOR over a
+            block of 16 steps.
     """
     if r.dtype == torch.float64:
         raise ValueError("the native backend computes in float32: use 'chunked' or 'reference' for float64")

@@ -151,10 +151,13 @@ def _with_decay(case, log_w):
     return case.change(inputs={**case.inputs, "log_w": log_w}, reset=None)
 
 
-@pytest.mark.parametrize("level", [-1.0, -2.0])
-def test_chunks_are_accurate_to_the_end_of_their_range(make, agrees, level):
+@pytest.mark.parametrize(
+    ("backend", "level"), [("chunked", -1.0), ("chunked", -2.0), ("native", -2.0), ("native", -3.5), ("native", -5.0)]
+)
+def test_backends_are_accurate_to_the_end_of_their_range(make, agrees, backend, level):
     case = _with_decay(make(2, 96, 2, 32, 32), torch.full((2, 96, 2, 32), level))
-    agrees(case.run(functools.partial(wkv7, backend="chunked")), case.truth)
+    found = case.run(functools.partial(wkv7, backend=backend))
+    agrees(found, case.truth, 2e-6, 5e-6 if level >= -2 else 1e-4)  # the decay's own gradient loses digits
 
 
 def test_one_strong_decay_is_fine_while_the_chunk_s_sum_is(make, agrees):
@@ -171,6 +174,16 @@ def test_beyond_it_they_refuse_in_a_sentence(make, dtype, level):
     with pytest.raises(ValueError, match=r"log_w sums to .* over 20 steps.*backend='reference'") as caught:
         wkv7(**{**case.inputs, "log_w": log_w}, backend="chunked")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("level", [-5.1, -30.0, float("-inf")])
+def test_the_native_kernel_refuses_too(make, level):
+    case = make(1, 40, 2, 8, 8)
+    log_w = case.inputs["log_w"].clone()
+    log_w[0, 16:32, 1, 7] = level
+    for grad in (False, True):  # the plain call, and the op
+        with pytest.raises(ValueError, match=r"log_w sums to less than -80 over 16 steps.*backend='reference'"):
+            wkv7(**{**case.inputs, "log_w": log_w.requires_grad_(grad)}, backend="native")
 
 
 def test_float64_holds_five_times_as_much(make, agrees):

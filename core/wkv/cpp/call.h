@@ -7,6 +7,7 @@
 
 #include "vector.h"
 
+constexpr float kFloor = -80.0f;  // of a key's log_w summed over a block: float32 then has 10^3 left before e^80 overflows
 constexpr int kBlock = 16;  // steps between two saved states, and between two starts of the scaled coordinates
 
 extern "C" {
@@ -37,6 +38,7 @@ struct Wkv7Call {
   float* removed;                   // (B, S, T, V) or null
   Wkv7Tensor dr, dlog_w, dk, dv, da, db;  // gradients, backward only
   float* dstate;                          // (B, S, V, K), backward only
+  int32_t* beyond;                        // set to 1 where decays are beyond kFloor, forward only
 };
 
 }  // extern "C"

@@ -148,7 +148,7 @@ class ForwardWalk {
 
   // Scaled coordinates begin anew; what the coming step removes is the same in all.
   void rescale() {
-    state_.scale(up_);
+    close();
     restart();
   }
   void save(int64_t block) const {
@@ -186,11 +186,17 @@ class ForwardWalk {
     write_row(call_.y, walk_, walk_.token(t), V_, x_.y + i * vp_, walk_.share, false);  // soon to be read
   }
   void finish() {
-    state_.scale(up_);
+    close();
     if (call_.final_state) state_.write(call_.final_state + walk_.number * size_);
   }
 
  private:
+  // From scaled coordinates back to the state's own.
+  void close() {
+    state_.scale(up_);
+    for (int64_t j = 0; j < K_; j++)
+      if (total_[j] < kFloor) __atomic_store_n(call_.beyond, 1, __ATOMIC_RELAXED);
+  }
   void restart() {
     std::memset(total_, 0, kp_ * 4);
     for (int64_t j = 0; j < kp_; j++) up_[j] = 1.0f;
