@@ -55,7 +55,7 @@ class Walk(NamedTuple):
         for order in self.orders:
             if order not in ways:
                 raise ValueError(
-                    f"the scan order {order!r} walks over columns, which ctx.reset (sequences in rows) cuts through"
+                    f"the order {order!r} walks over columns, which `reset` (sequences in rows) cuts through"
                 )
         return torch.stack([ways[order] for order in self.orders])
 
