@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from apps.vision.residual_attention import ResidualAttention
+from apps.vision.vrwkv import VRWKV
 from apps.vision.vrwkv7 import VRWKV7, count_parameters, matching_hidden_dim
 from core.errors import UserError, did_you_mean
 
@@ -16,6 +17,7 @@ __all__ = ["MODELS", "VRWKV7", "build_vision_model", "count_parameters", "matchi
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "vrwkv7": VRWKV7,
+    "vrwkv": VRWKV,
     "residual_attention": ResidualAttention,
 }
 """What a config may name; a file's content builds models through this table and nothing else."""
