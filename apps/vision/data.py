@@ -7,6 +7,7 @@ builds the model from that. Loaders, samplers and per-item seeds come from :clas
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from apps.vision.splits import stratified_split
 from apps.vision.transforms import EvalTransform, InputSpec, train_transform
 from core.errors import UserError
 from core.train.data import DataModule
+from core.train.sampling import RankBatches
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -65,6 +67,19 @@ class VisionData(DataModule):
             "sizes": {"train": len(self.train_set), "val": len(self.val_set), "test": len(self.test_set)},
             "split_seed": self.split_seed,
         }
+
+    def evaluation_loader(self, split: str, img_size: tuple[int, int] | None = None) -> Any:
+        """Batches of "val" or "test" in order, resized to another (height, width) if one is given.
+
+        Larger images come in smaller batches, so that a batch has as many pixels as at the usual size.
+        """
+        images = getattr(self, f"{split}_set")
+        size = self.eval_batch_size
+        if img_size is not None:
+            images = replace(images, transform=EvalTransform(replace(self.spec, img_size=img_size)))
+            height, width = self.spec.img_size
+            size = min(size, max(1, size * height * width // (img_size[0] * img_size[1])))
+        return self._loader(images, RankBatches(len(images), size))
 
     def _hold_out(self, images: ImageSet, fraction: float) -> None:
         """Set train_set and val_set by a stratified split of one set of training pictures."""

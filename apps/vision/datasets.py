@@ -9,13 +9,26 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from apps.vision.images import image_extensions, open_image
+from apps.vision.images import Encoded, image_extensions, open_image
 from core.errors import UserError
+
+
+class Chosen(Sequence[Any]):
+    """Some items of a sequence in another order, read when asked for."""
+
+    def __init__(self, items: Sequence[Any], indices: Sequence[int]) -> None:
+        self.items, self.indices = items, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.items[self.indices[index]]
 
 
 @dataclass(frozen=True)
@@ -23,7 +36,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     """Pictures, their classes, and the transform that makes an item (image (C, H, W), class index).
 
     Attributes:
-        pictures: anything indexable: arrays in memory, or paths that ``open_image`` reads when asked for.
+        pictures: anything indexable: arrays in memory, or paths or bytes that ``open_image`` reads when asked for.
         targets: the class index of each picture.
         transform: from a picture to a tensor.
     """
@@ -37,15 +50,16 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         picture = self.pictures[index]
-        if isinstance(picture, str | os.PathLike):
+        if isinstance(picture, str | os.PathLike | Encoded):
             picture = open_image(picture)
         return self.transform(picture), int(self.targets[index])
 
-    def select(self, indices: Sequence[int], transform: Callable[[Any], Tensor] | None = None) -> ImageSet:
+    def select(self, indices: Sequence[int], transform: Callable[[Any], Tensor] | None = None) -> Self:
         """The items at ``indices``, in that order, with another transform where one is given."""
+        listed = isinstance(self.pictures, list)
         return replace(
             self,
-            pictures=[self.pictures[i] for i in indices],
+            pictures=[self.pictures[i] for i in indices] if listed else Chosen(self.pictures, indices),
             targets=[self.targets[i] for i in indices],
             transform=transform or self.transform,
         )

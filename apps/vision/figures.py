@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from apps.vision.metrics import Bins
+
 INK, GRID = "#1f2933", "#e4e7eb"
 RIGHT, WRONG, THIRD = "#1d5c7a", "#d9632a", "#7b8794"
 
@@ -176,3 +178,24 @@ def displayable(image: Tensor) -> np.ndarray:
     if image.shape[0] in (1, 2):
         return image[0].numpy()
     return image[:3].permute(1, 2, 0).numpy()
+
+
+def reliability(bins: Bins) -> Figure:
+    """The reliability diagram: per bin of the answers' probability the share of right ones; below, their number."""
+    counts = bins.answers.double().numpy()
+    size = len(counts)
+    shares = bins.right.double().numpy() / np.maximum(counts, 1)
+    middles = (np.arange(size) + 0.5) / size
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.bar(middles, shares, width=0.9 / size, color=RIGHT, label="right answers")
+    above.plot([0, 1], [0, 1], color=WRONG, linewidth=1.4, label="as claimed")
+    above.set_xlim(0, 1)
+    above.set_ylim(0, 1)
+    below.bar(middles, counts, width=0.9 / size, color=THIRD)
+    style(above, f"Expected calibration error {100 * float(bins.error):.1f} %")
+    above.set_ylabel("share that is right", color=INK)
+    above.legend(frameon=False, labelcolor=INK, fontsize=9, loc="upper left")
+    style(below).set_xlabel("probability of the answer", color=INK)
+    below.set_ylabel("answers", color=INK)
+    return figure

@@ -7,9 +7,11 @@ palettes, 16-bit scans, transparency (laid over white), grey for a colour model 
 
 from __future__ import annotations
 
+import io
 import os
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,24 +30,36 @@ def image_extensions() -> frozenset[str]:
     return frozenset(ext for ext, fmt in Image.registered_extensions().items() if fmt in Image.OPEN)
 
 
-def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Read a whole picture from disk, turned upright by its Exif tag.
+class Encoded(NamedTuple):
+    """A picture's file in memory, and what to call it in a message."""
+
+    content: bytes
+    name: str
+
+
+def open_image(source: str | os.PathLike[str] | Encoded) -> Image.Image:
+    """Read a whole picture, from disk or from its bytes, turned upright by its Exif tag.
 
     Raises:
-        UserError: the file is missing, is no picture, or is cut off; the sentence names the file.
+        UserError: the file is missing, is no picture, or is cut off; the sentence names it.
     """
+    path = source.name if isinstance(source, Encoded) else source
     try:
-        with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damage that can be read past, as Pillow does
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(source.content) if isinstance(source, Encoded) else source) as image:
+                image.load()
+                return ImageOps.exif_transpose(image)
     except FileNotFoundError:
         raise UserError(f"There is no file '{path}'.") from None
     except IsADirectoryError:
         raise UserError(f"'{path}' is a folder; a picture was expected.") from None
     except UnidentifiedImageError:
         raise UserError(f"'{path}' is not a picture that can be read (unknown or damaged format).") from None
-    # PIL raises SyntaxError for broken PNG chunks, and whatever its decoders meet in a damaged file.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001  Pillow's decoders raise whatever they trip over in a damaged file
         raise UserError(f"'{path}' cannot be read as a picture: {error}.") from None
 
 
@@ -60,7 +74,7 @@ def to_image_tensor(value: Any, in_chans: int) -> Tensor:
     Raises:
         UserError: wrong type, shape, range, or a channel count that cannot be converted.
     """
-    if isinstance(value, str | os.PathLike):
+    if isinstance(value, str | os.PathLike | Encoded):
         value = open_image(value)
     if isinstance(value, Image.Image):
         tensor = _from_pil(value)

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from apps.vision import figures
+from apps.vision.metrics import bin_answers
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ def _figures(facts: ReportFacts) -> dict[str, Figure]:
     if len(facts.class_names) <= 100:
         result["confusion"] = figures.confusion_matrix(confusion_counts(facts), facts.class_names)
     result["per_class"] = figures.per_class_accuracy(confusion_counts(facts), facts.class_names)
+    result["reliability"] = figures.reliability(bin_answers(facts.probabilities, facts.targets))
     for name, chosen in (("right", right_ones(facts)), ("mistakes", hard_ones(facts))):
         if chosen:
             result[name] = figures.picture_grid([_item(facts, i) for i in chosen])
@@ -168,6 +170,11 @@ def _page(facts: ReportFacts, pictures: dict[str, str]) -> str:
             "their shade grows with the square root of their share, so that rare ones show.",
         ),
         "per_class": ("Accuracy by class", "Weakest class first."),
+        "reliability": (
+            "Calibration",
+            "How often answers of a given probability are right (bars), beside what they claim (line); below, how many "
+            "there are. Bars under the line: the model is too sure.",
+        ),
         "right": ("Right answers", "An even sample of the correctly classified images, with the model's probability."),
         "mistakes": ("Worst mistakes" if mistakes else "Least certain answers", _about_mistakes(mistakes, facts)),
     }
@@ -177,7 +184,13 @@ def _page(facts: ReportFacts, pictures: dict[str, str]) -> str:
         for name, source in pictures.items()
     }
     side_by_side = '<div class="pair">' + blocks.pop("confusion", "") + blocks.pop("per_class", "") + "</div>"
-    order = [blocks.get("curves", ""), side_by_side, blocks.get("right", ""), blocks.get("mistakes", "")]
+    order = [
+        blocks.get("curves", ""),
+        side_by_side,
+        blocks.get("reliability", ""),
+        blocks.get("right", ""),
+        blocks.get("mistakes", ""),
+    ]
     commands = "".join(f"<p>{text(what)}</p><pre>{text(command)}</pre>" for what, command in facts.commands)
     config = (
         f"<details><summary>Configuration</summary><pre>{text(facts.config)}</pre></details>" if facts.config else ""

@@ -2,73 +2,84 @@
 
 from __future__ import annotations
 
-import platform
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
-from torchvision.transforms import v2
 from torchvision.utils import make_grid
 
-from apps.vision import figures
-from apps.vision.model import build_vision_model, count_parameters
-from apps.vision.report import ReportFacts, write_report
+from apps.vision import evaluation, figures
+from apps.vision.data import VisionData
+from apps.vision.facts import gather_facts
+from apps.vision.metrics import BINS, CalibrationError
+from apps.vision.mixing import BatchMix, TrainingLoss, mixing_of
+from apps.vision.model import build_vision_model
+from apps.vision.report import write_report
 from apps.vision.transforms import InputSpec, denormalise
 from core.errors import UserError
 from core.train.data import DataModule
-from core.train.runs import shown_path
 from core.train.task import Task
 
 Batch = tuple[Tensor, Tensor]
 
 
 class VisionTask(Task):
-    """Cross-entropy on images, top-1 and top-5 accuracy, pictures in TensorBoard, and a report.
+    """Loss, top-1 and top-5 accuracy and calibration error, pictures in TensorBoard, and a report.
 
     Args:
         model: options of :func:`apps.vision.model.build_vision_model`.
         optim: see :class:`core.train.task.Task`.
         data: the data module's ``describe()``; decides input size, channels and classes.
+        loss: "ce" or "bce", see :class:`apps.vision.mixing.TrainingLoss`.
         label_smoothing: share of the target spread over all classes while training.
-        mixup, cutmix: alpha of the Beta distribution they draw from; 0 switches one off. With both, each
-            batch gets one of them at random.
+        mixup, cutmix, cutmix_minmax, mix_switch, mix_mode: see :class:`apps.vision.mixing.BatchMix`.
         mix_prob: share of the batches that are mixed.
+        mix_off_epoch: no mixing from this epoch on (counted from 0); None: to the end.
         pictures: how many pictures TensorBoard shows; 0 for none.
 
     Batches are (images (B, C, H, W) float, classes (B,) int64).
     """
+
+    study_options = ("resolutions", "bins")
 
     def __init__(
         self,
         model: dict[str, Any],
         optim: dict[str, Any],
         data: dict[str, Any],
+        loss: str = "ce",
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
+        cutmix_minmax: list[float] | None = None,
         mix_prob: float = 1.0,
+        mix_switch: float = 0.5,
+        mix_mode: str = "batch",
+        mix_off_epoch: int | None = None,
         pictures: int = 16,
     ) -> None:
         super().__init__(model, optim, data)
-        if not 0 <= label_smoothing < 1:
-            raise UserError(f"task.label_smoothing is {label_smoothing}; a number in [0, 1) was expected.")
+        self.loss = TrainingLoss(loss, label_smoothing)
         self.spec = InputSpec.from_dict(data)
         self.class_names: list[str] = list(data["class_names"])
         classes = len(self.class_names)
-        self.label_smoothing, self.mix_prob, self.pictures = label_smoothing, mix_prob, pictures
-        mixes: list[nn.Module] = [
-            kind(alpha=alpha, num_classes=classes) for kind, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha
-        ]
-        # A list, not a ModuleList: there is nothing in them to save or to move.
-        self.mix = v2.RandomChoice(mixes) if mixes else None
+        self.label_smoothing, self.pictures = label_smoothing, pictures
+        self.mix_prob, self.mix_off_epoch = mix_prob, mix_off_epoch
+        mixing = {"mixup": mixup, "cutmix": cutmix, "minmax": cutmix_minmax, "switch": mix_switch, "mode": mix_mode}
+        self.mix = mixing_of(classes, label_smoothing, mixing)
         metrics: dict[str, Any] = {"top1": MulticlassAccuracy(classes, average="micro")}
         if classes > 5:
             metrics["top5"] = MulticlassAccuracy(classes, average="micro", top_k=5)
         collection = MetricCollection(metrics)
+        # By itself: it wants probabilities, and where these are rounded to 0 they rank worse than logits.
+        self.calibration = nn.ModuleDict({"val": CalibrationError(), "test": CalibrationError()})
         self.val_metrics = collection.clone(prefix="val/")
         self.test_metrics = collection.clone(prefix="test/")
         self.train_top1 = MulticlassAccuracy(classes, average="micro")
@@ -85,19 +96,23 @@ class VisionTask(Task):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch, mixed if so configured -> its loss."""
         images, targets = batch
-        mixed = self.mix is not None and bool(torch.rand(()) < self.mix_prob)
-        if mixed:
-            assert self.mix is not None
-            images, targets = self.mix(images, targets)
+        mix = self._mix_now()
+        if mix is not None:
+            images, targets = mix(images, targets)
         if batch_idx == 0 and self.current_epoch == 0:
             self._show_inputs(images)
         logits = self(images)
-        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        loss = self.loss(logits, targets)
         self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(images))
-        if not mixed:
+        if mix is None:
             self.train_top1(logits, targets)
             self.log("train/top1", self.train_top1, on_step=False, on_epoch=True)
         return loss
+
+    def _mix_now(self) -> BatchMix | None:
+        """How this batch is mixed, if at all; the harness has seeded the draw by (seed, epoch, batch)."""
+        over = self.mix_off_epoch is not None and self.current_epoch >= self.mix_off_epoch
+        return None if over or torch.rand(()) >= self.mix_prob else self.mix
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss without smoothing, and accuracy."""
@@ -120,7 +135,51 @@ class VisionTask(Task):
         metrics(logits, targets)
         self.log(f"{split}/loss", F.cross_entropy(logits, targets), sync_dist=True, batch_size=len(images))
         self.log_dict(metrics, prog_bar=True, batch_size=len(images))
+        calibration = self.calibration[split]
+        assert isinstance(calibration, CalibrationError)
+        calibration(logits.float().softmax(-1), targets)
+        self.log(f"{split}/calibration_error", calibration, batch_size=len(images))
         return logits
+
+    def study(
+        self, data: DataModule, splits: Sequence[str], options: dict[str, Any], console: Console
+    ) -> dict[str, Any]:
+        """Accuracy by class, calibration, speed and memory; at other resolutions if ``eval.resolutions`` names some.
+
+        Options: "resolutions", multiples of the training resolution; "bins" of the calibration error.
+        """
+        assert isinstance(data, VisionData)
+        factors = evaluation.checked_factors(options.get("resolutions") or [])
+        bins = evaluation.checked_bins(options.get("bins", BINS))
+        found: dict[str, Any] = {"device": str(self.device), "precision": self._precision(), "splits": {}}
+        for split in splits:
+            answers = self._collect(data.evaluation_loader(split))
+            found["splits"][split] = evaluation.judge(answers, self.class_names, bins)
+            evaluation.show(console, split, found["splits"][split])
+            rows = [self._at_resolution(data, split, factor, bins) for factor in factors]
+            if rows:
+                found["splits"][split]["resolutions"] = rows
+                evaluation.show_resolutions(console, split, rows)
+        return found
+
+    def _collect(self, batches: Any) -> evaluation.Answers:
+        plugin = self.trainer.precision_plugin if self._trainer is not None else None
+        return evaluation.collect(self, batches, self.device, plugin.forward_context if plugin else nullcontext)
+
+    def _precision(self) -> str:
+        return str(self.trainer.precision) if self._trainer is not None else "32-true"
+
+    def _at_resolution(self, data: VisionData, split: str, factor: float, bins: int) -> dict[str, Any]:
+        """The same pictures and the same crop, resized to a multiple of the trained size."""
+        patch = getattr(getattr(self.model, "patch_embed", None), "patch_size", (1, 1))
+        size = evaluation.size_at(self.spec.img_size, factor, patch)
+        try:
+            answers = self._collect(data.evaluation_loader(split, size))
+        except AssertionError as error:  # timm's way to refuse a size
+            raise UserError(f"eval.resolutions: the model does not take images of {size} pixels ({error}).") from error
+        found = evaluation.judge(answers, self.class_names, bins)
+        del found["classes"]
+        return {"factor": factor, "img_size": list(size), **found}
 
     def pretrained_config(self) -> dict[str, Any]:
         """What :class:`apps.vision.pipeline.VisionPipeline` needs beside the weights."""
@@ -138,7 +197,9 @@ class VisionTask(Task):
         whole = self._answers and self._trainer is not None and self.trainer.world_size == 1
         answers = self._answers if whole else self._predict_all(data)
         probabilities, targets = (torch.cat(part) for part in zip(*answers, strict=True))
-        return write_report(folder, self._facts(folder, data, probabilities, targets, history))
+        options = dict(self.hparams)
+        facts = gather_facts(folder.parent, self.model, options, self.device, data, probabilities, targets, history)
+        return write_report(folder, facts)
 
     @torch.inference_mode()
     def _predict_all(self, data: DataModule) -> list[Batch]:
@@ -146,72 +207,6 @@ class VisionTask(Task):
         return [
             (self(images.to(self.device)).float().softmax(-1).cpu(), targets)
             for images, targets in data.test_dataloader()
-        ]
-
-    def _facts(
-        self, folder: Path, data: DataModule, probabilities: Tensor, targets: Tensor, history: list[dict[str, Any]]
-    ) -> ReportFacts:
-        facts = self.hparams["data"]
-        run = folder.parent
-        correct = probabilities.argmax(1) == targets
-        top5 = (probabilities.topk(min(5, probabilities.shape[1])).indices == targets[:, None]).any(1)
-        epochs = 1 + max((int(row["epoch"]) for row in history if row.get("epoch") is not None), default=-1)
-        headline = [
-            (f"{100 * correct.float().mean():.2f}%", "test accuracy (top-1)"),
-            (f"{int((~correct).sum()):,} of {len(targets):,}", "test images wrong"),
-            (f"{count_parameters(self.model):,}", "parameters"),
-        ]
-        if probabilities.shape[1] > 5:
-            headline.insert(1, (f"{100 * top5.float().mean():.2f}%", "test accuracy (top-5)"))
-        if epochs:
-            headline.append((f"{epochs}", "epochs" + _duration(history)))
-        config = run / "config.yaml"
-        return ReportFacts(
-            title=f"{facts['dataset']}",
-            subtitle=f"{self._model_title()}, trained on {facts['sizes']['train']:,} images "
-            f"and tested on {len(targets):,} that it had never seen.",
-            class_names=self.class_names,
-            probabilities=probabilities,
-            targets=targets,
-            images=lambda index: denormalise(data.test_set[index][0], self.spec),
-            headline=headline,
-            history=history,
-            model=self._model_rows(),
-            run=self._run_rows(facts, data.seed),
-            config=config.read_text(encoding="utf-8") if config.is_file() else "",
-            commands=_commands(run),
-            split=facts.get("test_split", "test"),
-        )
-
-    def _model_title(self) -> str:
-        if title := getattr(self.model, "title", None):
-            return str(title)
-        mixer = self.hparams["model"].get("mixer", "rwkv7")
-        return {"rwkv7": "VRWKV-7", "attention": "ViT (the attention twin)"}.get(str(mixer), f"VRWKV with {mixer}")
-
-    def _model_rows(self) -> list[tuple[str, str]]:
-        shown = {key: value for key, value in self.hparams["model"].items() if value not in (None, "")}
-        rows = [(key.replace("_", " "), str(value)) for key, value in shown.items()]
-        height, width = self.spec.img_size
-        grid = getattr(self.model, "grid_size", None)
-        tokens = f", {grid[0]} x {grid[1]} tokens" if grid else ""
-        return [
-            ("parameters", f"{count_parameters(self.model):,}"),
-            ("input", f"{self.spec.in_chans} x {height} x {width} pixels{tokens}"),
-            *rows,
-        ]
-
-    def _run_rows(self, facts: dict[str, Any], seed: int) -> list[tuple[str, str]]:
-        sizes = facts["sizes"]
-        loss = f"cross-entropy, label smoothing {self.label_smoothing:g}"
-        optim = {k: v for k, v in self.hparams["optim"].items() if v is not None}
-        return [
-            ("data", f"{facts['dataset']}: {sizes['train']:,} train, {sizes['val']:,} val, {sizes['test']:,} test"),
-            ("seed", f"{seed} (of the run), {facts['split_seed']} (of the split into train, val and test)"),
-            ("loss", loss),
-            ("optimiser", ", ".join(f"{k}={v}" for k, v in optim.items())),
-            ("device", f"{self.device} ({platform.processor() or platform.machine()})"),
-            ("versions", f"Python {platform.python_version()}, torch {torch.__version__}"),
         ]
 
     def _writers(self) -> list[Any]:
@@ -245,28 +240,3 @@ class VisionTask(Task):
                 for image, target, answer, score in list(zip(*batch, predicted, scores, strict=True))[: self.pictures]
             ]
             writer.add_figure("val/answers", figures.picture_grid(items), self.global_step)
-
-
-def _duration(history: list[dict[str, Any]]) -> str:
-    """Such as " in 70 seconds", by the last row's clock; nothing if the history kept none."""
-    seconds = next((float(row["seconds"]) for row in reversed(history) if row.get("seconds")), 0.0)
-    if not seconds:
-        return ""
-    if seconds < 100:
-        return f" in {seconds:.0f} seconds"
-    return f" in {seconds / 60:.1f} minutes" if seconds < 6000 else f" in {seconds / 3600:.1f} hours"
-
-
-def _commands(run: Path) -> list[tuple[str, str]]:
-    """What to do next, as commands that can be pasted."""
-    folder = shown_path(run)
-    return [
-        ("Classify your own pictures:", f"greylag predict run={folder} input=photo.jpg"),
-        (
-            "The same in Python:",
-            "from apps.vision import VisionPipeline\n"
-            f'pipe = VisionPipeline.from_pretrained("{folder}/model")\nprint(pipe("photo.jpg"))',
-        ),
-        ("Evaluate again:", f"greylag evaluate run={folder}"),
-        ("Look at the curves:", f"tensorboard --logdir {folder}/log"),
-    ]

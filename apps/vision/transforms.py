@@ -1,7 +1,7 @@
 """From a picture to the model's input: one fixed path for evaluation, several augmentations for training.
 
-All of it works on the image tensors of :mod:`apps.vision.images`, float32 (C, H, W) in [0, 1], except
-timm's RandAugment, which wants PIL images and so comes first.
+All of it works on the image tensors of :mod:`apps.vision.images`, float32 (C, H, W) in [0, 1], except timm's
+policies (:mod:`apps.vision.augment`), which want PIL images.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from PIL import Image
-from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from apps.vision import augment
 from apps.vision.images import to_image_tensor
 from core.errors import UserError
 
@@ -107,19 +107,22 @@ def denormalise(image: Tensor, spec: InputSpec) -> Tensor:
     return (image * image.new_tensor(spec.std)[:, None, None] + mean).clamp(0.0, 1.0)
 
 
-def train_transform(augment: dict[str, Any], spec: InputSpec) -> Transform:
-    """The training transform named by ``augment["kind"]``.
+def train_transform(options: dict[str, Any], spec: InputSpec) -> Transform:
+    """The training transform named by ``options["kind"]``.
 
     Kinds:
         none: the evaluation path.
         affine: small turns, zooms and shifts (``degrees``, ``translate``, ``scale``, ``shear``): characters.
-        crop: shift by up to ``padding`` pixels, flip, optional RandAugment and erasing: CIFAR-like sets.
-        resize_crop: RandomResizedCrop, flip, RandAugment, erasing: timm's ImageNet recipe.
+        crop: shift by up to ``padding`` pixels, flip, a policy and erasing if asked for: CIFAR-like sets.
+        resize_crop: RandomResizedCrop, flips, a policy, erasing: timm's ImageNet recipe.
+
+    ``auto_augment`` names the policy and ``re_prob``, ``re_mode``, ``re_count`` the erasing, see
+    :mod:`apps.vision.augment`.
 
     Raises:
         UserError: unknown kind or option.
     """
-    options = dict(augment)
+    options = dict(options)
     kind = options.pop("kind", "none")
     if kind not in _KINDS:
         raise UserError(f"data.augment.kind is '{kind}'; expected one of {', '.join(_KINDS)}.")
@@ -154,14 +157,16 @@ def _crop(
     hflip: float = 0.5,
     auto_augment: str | None = None,
     re_prob: float = 0.0,
+    re_mode: str = "pixel",
+    re_count: int = 1,
 ) -> Transform:
     path = EvalTransform(spec)
     geometry = v2.Compose([v2.RandomCrop(list(spec.img_size), padding=padding or None), v2.RandomHorizontalFlip(hflip)])
-    randaugment = _rand_augment(auto_augment, spec)
-    erase = _erase(re_prob)
+    policy = augment.auto_augment(auto_augment, spec.img_size, spec.mean)
+    erase = augment.erasing(re_prob, re_mode, re_count)
 
     def apply(picture: Any) -> Tensor:
-        image = path.crop(to_image_tensor(randaugment(picture), spec.in_chans))
+        image = path.crop(to_image_tensor(policy(picture), spec.in_chans))
         return erase(normalise(geometry(image), spec))
 
     return apply
@@ -173,9 +178,12 @@ def _resize_crop(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     hflip: float = 0.5,
+    vflip: float = 0.0,
     auto_augment: str | None = "rand-m9-mstd0.5-inc1",
     color_jitter: float = 0.0,
     re_prob: float = 0.25,
+    re_mode: str = "pixel",
+    re_count: int = 1,
 ) -> Transform:
     mode = InterpolationMode(spec.interpolation)
     geometry = v2.Compose(
@@ -184,11 +192,12 @@ def _resize_crop(
                 list(spec.img_size), scale=(scale[0], scale[1]), ratio=(ratio[0], ratio[1]), interpolation=mode
             ),
             v2.RandomHorizontalFlip(hflip),
+            v2.RandomVerticalFlip(vflip),
         ]
     )
     jitter = v2.ColorJitter(color_jitter, color_jitter, color_jitter) if color_jitter else v2.Identity()
-    randaugment = _rand_augment(auto_augment, spec)
-    erase = _erase(re_prob)
+    policy = augment.auto_augment(auto_augment, spec.img_size, spec.mean)
+    erase = augment.erasing(re_prob, re_mode, re_count)
 
     def apply(picture: Any) -> Tensor:
         # Crop first: RandAugment on a whole photo would cost far more than on the crop.
@@ -197,7 +206,7 @@ def _resize_crop(
         else:
             # Bicubic resampling shoots over the range of a float image.
             image = geometry(to_image_tensor(picture, spec.in_chans)).clamp(0.0, 1.0)
-        image = to_image_tensor(randaugment(image), spec.in_chans)
+        image = to_image_tensor(policy(image), spec.in_chans)
         return erase(normalise(jitter(image).clamp(0.0, 1.0), spec))
 
     return apply
@@ -209,38 +218,3 @@ _KINDS: dict[str, Callable[..., Transform]] = {
     "crop": _crop,
     "resize_crop": _resize_crop,
 }
-
-
-def _rand_augment(policy: str | None, spec: InputSpec) -> Callable[[Any], Any]:
-    """timm's RandAugment; it works on 8-bit PIL images, so tensors make the round trip."""
-    if not policy:
-        return lambda picture: picture
-    fill = tuple(min(255, round(255 * value)) for value in spec.mean)
-    augment = rand_augment_transform(
-        policy,
-        {"translate_const": int(0.45 * min(spec.img_size)), "img_mean": fill if spec.in_chans > 1 else max(fill)},
-    )
-    for op in augment.ops:
-        if op.name.startswith("Posterize"):
-            op.level_fn = _keeping_a_bit(op.level_fn)
-
-    def apply(picture: Any) -> Image.Image:
-        if not isinstance(picture, Image.Image):
-            picture = F.to_pil_image(to_image_tensor(picture, spec.in_chans))
-        return augment(picture.convert("L" if spec.in_chans == 1 else "RGB"))
-
-    return apply
-
-
-def _keeping_a_bit(level_of: Callable[..., tuple[int, ...]]) -> Callable[..., tuple[int, ...]]:
-    """timm posterises down to 0 bits at its highest magnitudes, which Pillow 13 refuses; 1 is the next best."""
-    return lambda *args: (max(1, level_of(*args)[0]),)
-
-
-def _erase(probability: float) -> Callable[[Tensor], Tensor]:
-    """Random erasing with noise (timm's mode "pixel"), after normalisation."""
-    if not probability:
-        return lambda image: image
-    # torchvision documents the word "random", and annotates a number.
-    noise: Any = "random"
-    return v2.RandomErasing(p=probability, scale=(0.02, 1 / 3), ratio=(0.3, 3.3), value=noise)

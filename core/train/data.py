@@ -29,7 +29,8 @@ class DataModule(L.LightningDataModule):
     """Data sets in, loaders out; the same batches whatever the workers and however often the run was killed.
 
     An app overrides :meth:`setup`, which sets ``train_set``, ``val_set`` and ``test_set`` (map-style data sets,
-    None or empty where there is none), and :meth:`describe`. Augmentation may draw from torch's, NumPy's or
+    None or empty where there is none; one with a method ``epoch_order`` decides how it is shuffled, see
+    :class:`core.train.sampling.EpochBatches`), and :meth:`describe`. Augmentation may draw from torch's, NumPy's or
     Python's global generators: each item is seeded from (seed, epoch, index). What is random per batch (Mixup)
     belongs into the training step, which is seeded as well.
 
@@ -98,6 +99,7 @@ class DataModule(L.LightningDataModule):
             drop_last=whole if self.drop_last is None else self.drop_last,
             rank=rank,
             world_size=world_size,
+            order=getattr(self.train_set, "epoch_order", None),
         )
         if len(batches) == 0:
             raise UserError(

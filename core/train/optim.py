@@ -12,10 +12,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from core.errors import UserError, did_you_mean
-from core.init import parameter_groups
+from core.train.groups import optimizer_groups
 
 SCHEDULES = ("cosine", "linear", "constant")
-_OWN = ("name", "lr", "weight_decay", "schedule", "warmup", "min_lr")
+_OWN = ("name", "lr", "weight_decay", "layer_decay", "schedule", "warmup", "min_lr")
+_HYBRID = ("muon", "nmuon", "adamuon", "nadamuon")
+"""Those of timm's that treat matrices in their own way and all else as AdamW does."""
 
 
 def build_optimizer(model: nn.Module, optim: dict[str, Any]) -> Optimizer:
@@ -23,8 +25,8 @@ def build_optimizer(model: nn.Module, optim: dict[str, Any]) -> Optimizer:
 
     Args:
         model: whose trainable parameters it gets.
-        optim: "name" (any of timm's), "lr", "weight_decay"; keys other than the schedule's go to the optimiser
-            ("betas", "eps", "momentum", ...).
+        optim: "name" (any of timm's), "lr", "weight_decay", "layer_decay" (see :mod:`core.train.groups`); keys other
+            than the schedule's go to the optimiser ("betas", "eps", "momentum", ...).
 
     Raises:
         UserError: an unknown name, or options the optimiser does not take.
@@ -34,8 +36,12 @@ def build_optimizer(model: nn.Module, optim: dict[str, Any]) -> Optimizer:
     options = {key: value for key, value in optim.items() if key not in _OWN and value is not None}
     if "betas" in options:
         options["betas"] = tuple(options["betas"])
+    layer_decay = optim.get("layer_decay")
+    groups = optimizer_groups(
+        model, lr, decay, layer_decay=None if layer_decay is None else float(layer_decay), hybrid=name in _HYBRID
+    )
     try:
-        return create_optimizer_v2(parameter_groups(model, lr, decay), opt=name, lr=lr, weight_decay=decay, **options)
+        return create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=decay, **options)
     except TypeError as error:
         raise UserError(f"The optimiser '{name}' does not take these options of optim: {options} ({error}).") from error
 

@@ -39,6 +39,10 @@ class RunFolder:
         return self.path / "metrics.json"
 
     @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation.json"
+
+    @property
     def log(self) -> Path:
         return self.path / "log"
 

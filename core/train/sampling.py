@@ -8,7 +8,7 @@ number of workers, and a resumed epoch goes on at its next batch without reading
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -33,6 +33,8 @@ class EpochBatches(Sampler[list[Key]]):
         drop_last: leave out the last, smaller batch; if False and there are several ranks, it is filled up with
             items from the front, so that each rank gets as many.
         rank, world_size: this process among all.
+        order: another way to shuffle, from a generator to the items' indices, all of them once; for data that
+            are read faster in some orders than in others. It may depend on nothing but the generator.
     """
 
     def __init__(
@@ -45,8 +47,9 @@ class EpochBatches(Sampler[list[Key]]):
         drop_last: bool,
         rank: int = 0,
         world_size: int = 1,
+        order: Callable[[torch.Generator], list[int]] | None = None,
     ) -> None:
-        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.size, self.batch_size, self.seed, self.order = size, batch_size, seed, order
         self.shuffle, self.drop_last = shuffle, drop_last
         self.rank, self.world_size = rank, world_size
         self.epoch = self.first_batch = 0
@@ -82,7 +85,8 @@ class EpochBatches(Sampler[list[Key]]):
     def _order(self, epoch: int) -> list[int]:
         if self.shuffle:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
-            order = torch.randperm(self.size, generator=generator).tolist()
+            order = self.order(generator) if self.order else torch.randperm(self.size, generator=generator).tolist()
+            assert len(order) == self.size
         else:
             order = list(range(self.size))
         missing = 0 if self.drop_last else -self.size % self.world_size

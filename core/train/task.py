@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from rich.console import Console
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -31,6 +33,8 @@ class Task(L.LightningModule):
     """
 
     model: nn.Module
+    study_options: tuple[str, ...] = ()
+    """The options of :meth:`study`."""
 
     def __init__(self, model: dict[str, Any], optim: dict[str, Any], data: dict[str, Any]) -> None:
         super().__init__()
@@ -63,6 +67,25 @@ class Task(L.LightningModule):
             The page, or None if there is none.
         """
         return None
+
+    def study(
+        self, data: DataModule, splits: Sequence[str], options: dict[str, Any], console: Console
+    ) -> dict[str, Any]:
+        """What ``greylag evaluate`` tells beyond the metrics; called on the first process, with the weights loaded.
+
+        Args:
+            data: set up; its loaders give all items, not one process's share.
+            splits: of "val" and "test"; those that have items.
+            options: the command's words ``eval.key=value``; keys of :attr:`study_options`.
+            console: where to print tables.
+
+        Returns:
+            Plain values, written to the run's evaluation.json; empty: nothing is written.
+
+        Raises:
+            UserError: a value that makes no sense.
+        """
+        return {}
 
     def configure_optimizers(self) -> Any:
         """timm's optimiser of that name on the core's parameter groups; warm-up and decay by step."""

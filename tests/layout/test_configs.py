@@ -129,8 +129,9 @@ def test_option_composes(words: str) -> None:
 
 @pytest.mark.parametrize("words", options("data"))
 def test_dataset_composes(words: str) -> None:
-    """Data sets that need a folder of the user's say `root: ???`."""
+    """Data sets that need a folder of the user's say `root: ???`, those that need a name `name: ???`."""
     config = compose_run(words.split())
-    if OmegaConf.is_missing(config.data, "root"):
-        config.data.root = "somewhere"
+    for key in ("root", "name"):
+        if OmegaConf.is_missing(config.data, key):
+            config.data[key] = "somewhere"
     assert problems_of(plain(config)) == []

@@ -60,12 +60,20 @@ def test_one_file_holds_everything(facts: ReportFacts, tmp_path: Path) -> None:
         assert wanted in text
     assert "a model &amp; its &lt;data&gt;" in text
     sources = re.findall(r'(?:src|href)="([^"]*)"', text)
-    assert len(sources) == 5
+    assert len(sources) == 6
     for source in sources:
         assert source.startswith("data:image/png;base64,")
         assert base64.b64decode(source.split(",")[1])[:8] == b"\x89PNG\r\n\x1a\n"
     names = {p.name for p in page.parent.iterdir()}
-    assert names == {"index.html", "curves.png", "confusion.png", "per_class.png", "right.png", "mistakes.png"}
+    assert names == {
+        "index.html",
+        "curves.png",
+        "confusion.png",
+        "per_class.png",
+        "reliability.png",
+        "right.png",
+        "mistakes.png",
+    }
 
 
 def test_mistakes_come_with_the_surest_first(facts: ReportFacts) -> None:
