@@ -183,6 +183,16 @@ def test_parameter_counts(size: str, pixels: int, millions: float, model_config:
     assert count_parameters(model) / 1e6 == pytest.approx(millions, abs=0.006)
 
 
+@pytest.mark.parametrize("size", ["pico", "nano", "tiny", "small", "base", "large"])
+def test_its_mixer_goes_into_every_size_at_equal_parameters(size: str, model_config: Any) -> None:
+    data = {"img_size": [224, 224], "in_chans": 3, "num_classes": 1000}
+    with torch.device("meta"):
+        ours = count_parameters(build_vision_model(model_config(size), data))
+        theirs = build_vision_model({**model_config(size), "mixer": "bi_wkv"}, data)
+    assert type(theirs.backbone.blocks[0].ffn).__name__ == "GatedChannelMix"
+    assert abs(count_parameters(theirs) / ours - 1) < 0.005
+
+
 def test_a_pipeline_saves_and_loads_it(tmp_path: Path) -> None:
     torch.save({"state_dict": checkpoint(**KINDS["large"])}, tmp_path / "vrwkv_l.pth")
     pipe = official_pipeline(tmp_path / "vrwkv_l.pth", list("abcde"))
