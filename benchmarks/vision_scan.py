@@ -1,0 +1,240 @@
+"""Which scan for images: every scan order, with and without the quad-directional shift, at equal parameters.
+
+    python -m benchmarks.vision_scan --output runs/scan --jobs 2        goes on with what is missing
+    python -m benchmarks.vision_scan --output runs/scan --write         and then into docs/benchmarks
+
+CIFAR-10 in the app's own trainer. Each finished training is a line of ``trainings.jsonl`` in the output folder; a
+rerun does the rest, and refuses a folder whose lines were made with other settings. The choice is made on
+validation pictures; the test pictures are shown beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import multiprocessing
+import os
+import shlex
+import statistics
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+
+from benchmarks.report import Report, Table, side_by_side, versions
+from benchmarks.vision_study import BASE, Key, Lines, Setting
+from benchmarks.vision_training import Outcome, batch, build, check, configuration, picture_facts, train
+from core.errors import UserError
+from core.layers.scan import SCANS
+from core.layers.token_shift import TOKEN_SHIFTS
+
+STUDIED = ("forward", "alternate", "split2", "split4", "cross4", "bidirectional")
+SHIFTS = ("quad", "none")
+
+
+def run(keys: Sequence[Key], lines: Lines, jobs: int) -> list[str]:
+    """Train what is missing, `jobs` at a time in processes of their own; returns what went wrong, a sentence each."""
+    missing = [key for key in keys if key not in lines.outcomes]
+    print(f"{len(keys) - len(missing)} of {len(keys)} trainings are there", file=sys.stderr, flush=True)
+    wrong = []
+    for key, outcome in _trained(missing, lines.setting, jobs):
+        try:
+            result = outcome()
+        except (UserError, ArithmeticError, RuntimeError) as error:
+            wrong.append(f"{key}: {error}")
+            print(wrong[-1], file=sys.stderr, flush=True)
+            continue
+        lines.add(key, result)
+        print(
+            f"{key}: val {result.val:.4f}, test {result.test:.4f}, loss {result.loss:.3f}, "
+            f"{result.steps} steps in {result.seconds:.0f} s; {len(lines.outcomes)} done",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+    return wrong
+
+
+def _trained(keys: list[Key], setting: Setting, jobs: int) -> Iterator[tuple[Key, Callable[[], Outcome]]]:
+    if jobs == 1 or len(keys) < 2:
+        for key in keys:
+            yield key, functools.partial(_one, setting, key)
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_end_with_parent) as pool:
+        futures: dict[Future[Outcome], Key] = {pool.submit(_one, setting, key): key for key in keys}
+        for future in as_completed(futures):
+            yield futures[future], future.result
+
+
+def _end_with_parent() -> None:
+    """A killed parent must not leave its trainings running."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _one(setting: Setting, key: Key) -> Outcome:
+    return train(configuration(setting.words(key)))
+
+
+# ----------------------------------------------------------------------------------------------------------- tables
+
+
+def step_times(pairs: Sequence[tuple[str, str]], setting: Setting, turns: int) -> dict[tuple[str, str], float]:
+    """Median seconds of forward and backward on one batch, single-threaded, all side by side."""
+    torch.set_num_threads(1)
+    calls: dict[str, Callable[[], object]] = {}
+    for scan, shift in pairs:
+        config = configuration(setting.words(Key(scan, shift, 0)))
+        model = build(config, picture_facts()).model
+        calls[f"{scan} {shift}"] = functools.partial(_step, model, *batch(setting.batch))
+    timings = side_by_side(calls, turns, least=0.0)
+    return {pair: timings[" ".join(pair)].median for pair in pairs}
+
+
+def _step(model: torch.nn.Module, pictures: torch.Tensor, classes: torch.Tensor) -> None:
+    model.zero_grad()
+    torch.nn.functional.cross_entropy(model(pictures), classes).backward()
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def accuracy_table(keys: Sequence[Key], lines: Lines, times: dict[tuple[str, str], float] | None) -> Table:
+    """A row per scan and shift, the best on validation pictures first; pairs without any training are left out."""
+    table = Table(
+        "Accuracy after equal steps, mean and standard deviation over seeds",
+        ["scan", "shift", "parameters", "seeds", "val top-1, %", "± val", "test top-1, %", "± test", "ms per step"],
+    )
+    rows = []
+    for pair in dict.fromkeys(key[:2] for key in keys):
+        done = [lines.outcomes[key] for key in keys if key[:2] == pair and key in lines.outcomes]
+        if done:
+            val, test = [100 * x.val for x in done], [100 * x.test for x in done]
+            time = 1000 * times[pair] if times else None
+            mean = statistics.fmean(val), _spread(val), statistics.fmean(test), _spread(test)
+            rows.append((*pair, done[0].parameters, len(done), *mean, time))
+    for row in sorted(rows, key=lambda row: -row[4]):
+        table.add(*row)
+    return table
+
+
+def pooled_spread(keys: Sequence[Key], lines: Lines) -> float | None:
+    """Standard deviation of one training's validation accuracy over seeds, in points, pooled over all pairs."""
+    groups = [
+        [100 * lines.outcomes[key].val for key in keys if key[:2] == pair and key in lines.outcomes]
+        for pair in dict.fromkeys(key[:2] for key in keys)
+    ]
+    variances = [statistics.variance(group) for group in groups if len(group) > 1]
+    return statistics.fmean(variances) ** 0.5 if variances else None
+
+
+def make_report(keys: Sequence[Key], lines: Lines, given: list[str], turns: int) -> Report:
+    """The study so far; `turns` of step times, 0 for none."""
+    setting, pairs = lines.setting, list(dict.fromkeys(key[:2] for key in keys))
+    times = step_times(pairs, setting, turns) if turns else None
+    notes = [
+        f"{setting.steps} steps of {setting.batch} pictures, AdamW, lr {setting.lr:g}, cosine; crops and flips; "
+        "one thread per training.",
+        "Far from trained out: which scan learns more from the same few steps, not what each reaches in the end.",
+        "Without the shift the channel mixers are widened until the parameters are equal (to the nearest 4 units).",
+    ]
+    if lines.outcomes:
+        sizes = next(iter(lines.outcomes.values())).sizes
+        notes.append("Pictures: " + ", ".join(f"{size:,} {split}" for split, size in sizes.items()) + ".")
+    if (spread := pooled_spread(keys, lines)) is not None:
+        notes.append(
+            f"One training scatters by {spread:.2f} points over seeds (validation, pooled); "
+            "rows nearer to each other than about twice that are not told apart by three seeds."
+        )
+    if times:
+        notes.append(f"ms per step: forward and backward, one thread, median of {turns} turns side by side.")
+    missing = sum(key not in lines.outcomes for key in keys)
+    if missing:
+        notes.append(f"Unfinished: {missing} of {len(keys)} trainings are missing.")
+    dataset = next((outcome.dataset for outcome in lines.outcomes.values()), "no training yet")
+    return Report(
+        f"Scans for images: {dataset}, equal parameters",
+        shlex.join(["python", "-m", "benchmarks.vision_scan", *given]),
+        {**setting.plain(), "base": BASE},
+        versions("torch", "timm", "lightning"),
+        [accuracy_table(keys, lines, times)],
+        notes,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------- command line
+
+
+def _names(known: Sequence[str]) -> Callable[[str], list[str]]:
+    def names(text: str) -> list[str]:
+        found = [name.strip() for name in text.split(",") if name.strip()]
+        if not found or set(found) - set(known):
+            raise argparse.ArgumentTypeError(f"{text!r}: give some of {', '.join(known)}, comma-separated")
+        return found
+
+    return names
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser("python -m benchmarks.vision_scan", description="Scan orders for images, compared.")
+    p.add_argument("--output", type=Path, required=True, help="folder of the finished trainings; a rerun goes on")
+    p.add_argument("--scans", type=_names(SCANS), default=list(STUDIED), help="comma-separated")
+    p.add_argument("--shifts", type=_names(TOKEN_SHIFTS), default=list(SHIFTS), help="comma-separated")
+    p.add_argument("--seeds", type=int, default=3, help="trainings of each, seeds 0, 1, ...")
+    p.add_argument("--steps", type=int, default=200)
+    p.add_argument("--batch", type=int, default=64, help="pictures per step")
+    p.add_argument("--lr", type=float, default=4e-3)
+    p.add_argument("--root", default=None, help="CIFAR-10 in class folders; default: $GREYLAG_SHARED/cifar10")
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for greylag train; repeatable")
+    p.add_argument("--jobs", type=int, default=1, help="trainings side by side, a thread each")
+    p.add_argument("--train", action=argparse.BooleanOptionalAction, default=True, help="or the table alone")
+    p.add_argument("--turns", type=int, default=0, help="measured turns of step times (needs a quiet machine); 0: none")
+    p.add_argument("--write", action="store_true", help="write docs/benchmarks/vision-scan-<machine>.json and .md")
+    return p
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train what is missing, print the table; 1 if a training went wrong, 2 for a wrong argument."""
+    given = sys.argv[1:] if arguments is None else arguments
+    p = parser()
+    options = p.parse_args(given)
+    for name, least in (("seeds", 1), ("steps", 1), ("batch", 1), ("jobs", 1), ("turns", 0)):
+        if getattr(options, name) < least:
+            p.error(f"--{name} must be at least {least}, got {getattr(options, name)}")
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # inherited by the processes that train
+        os.environ[name] = "1"
+    shared = os.environ.get("GREYLAG_SHARED")
+    root = options.root or (shared and str(Path(shared) / "cifar10")) or ""
+    if options.train and not root:
+        p.error(
+            "where is CIFAR-10? give its folder with --root, or set GREYLAG_SHARED to the folder that holds cifar10"
+        )
+    setting = Setting(options.steps, options.batch, options.lr, root, tuple(options.set))
+    # Seeds outermost: whatever the moment of a stop, the scans have been treated alike.
+    keys = [
+        Key(scan, shift, seed) for seed in range(options.seeds) for shift in options.shifts for scan in options.scans
+    ]
+    try:
+        lines = Lines(options.output, setting)
+        if options.train:
+            check(configuration(setting.words(keys[0])))
+        wrong = run(keys, lines, options.jobs) if options.train else []
+    except UserError as error:
+        p.error(str(error))
+    report = make_report(keys, lines, given, options.turns)
+    print(report.markdown())
+    if options.write:
+        print("written:", *report.write(report.default_path("vision-scan")))
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
