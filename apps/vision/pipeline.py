@@ -6,12 +6,8 @@ pipe("photo.jpg").label
 
 from __future__ import annotations
 
-import csv
-import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,40 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
+from apps.vision import answers
+from apps.vision.answers import Prediction
 from apps.vision.images import list_images
 from apps.vision.model import build_vision_model
 from apps.vision.transforms import EvalTransform, InputSpec
 from core.errors import UserError, did_you_mean
 from core.pipeline import Pipeline
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The answer for one picture.
-
-    Attributes:
-        label: name of the most probable class.
-        index: its number.
-        score: its probability, in [0, 1].
-        top: the k most probable (label, probability) pairs, best first.
-    """
-
-    label: str
-    index: int
-    score: float
-    top: tuple[tuple[str, float], ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as written to JSON lines."""
-        return {
-            "label": self.label,
-            "index": self.index,
-            "score": round(self.score, 6),
-            "top": [{"label": label, "score": round(score, 6)} for label, score in self.top],
-        }
 
 
 class VisionPipeline(Pipeline):
@@ -98,10 +69,10 @@ class VisionPipeline(Pipeline):
             inputs = list(inputs)
         if not isinstance(inputs, list | tuple):
             return self._classify([self.transform(inputs)], top_k)[0]
-        answers: list[Prediction] = []
+        found: list[Prediction] = []
         for chunk in _chunks(inputs, batch_size):
-            answers += self._classify([self.transform(picture) for picture in chunk], top_k)
-        return answers
+            found += self._classify([self.transform(picture) for picture in chunk], top_k)
+        return found
 
     @torch.inference_mode()
     def _classify(self, images: list[Tensor], top_k: int) -> list[Prediction]:
@@ -123,6 +94,7 @@ class VisionPipeline(Pipeline):
         *,
         top_k: int = 5,
         batch_size: int = 32,
+        format: str | None = None,
         **options: Any,
     ) -> int:
         """Classify pictures on disk; the work of ``greylag predict``.
@@ -130,31 +102,37 @@ class VisionPipeline(Pipeline):
         Args:
             input: a picture, a folder (searched through, by file ending), or "-" for a list of paths on
                 standard input, one a line.
-            output: None prints a table; a ``.jsonl`` or ``.csv`` file is written; any other name is taken
-                for a folder, made if missing, and gets ``predictions.jsonl``.
+            output: None prints; a ``.jsonl`` or ``.csv`` file is written; any other name is taken for a folder,
+                made if missing, and gets ``predictions.jsonl``.
             top_k: how many classes to name per picture.
             batch_size: pictures per forward pass.
+            format: "table", "jsonl" or "csv"; None: a table where nothing is written, else by the file's ending.
 
         Returns:
-            0; or 1 if any picture could not be read. Those are reported and skipped, the rest goes on.
+            0; or 1 if any picture could not be read. Those are skipped, each with a line on standard error and its
+            reason among the answers; the rest goes on.
 
         Raises:
             UserError: no such input, no pictures in it, an output of another kind, or an unknown option.
         """
         if options:
-            raise UserError(f"There is no option '{min(options)}'{did_you_mean(min(options), ['top_k', 'batch_size'])}")
+            known = ["top_k", "batch_size", "format"]
+            raise UserError(f"There is no option '{min(options)}'{did_you_mean(min(options), known)}")
+        form, target = answers.destination(output, format)
         paths = _find_pictures(input)
+        console = Console(stderr=True)
         failures = count = 0
-        with _writer(output, top_k) as write:
+        with answers.writer(form, target, top_k) as write:
             for path, answer in self._answers(paths, top_k, batch_size):
                 count += 1
-                failures += isinstance(answer, str)
                 write(path, answer)
+                if isinstance(answer, str):
+                    failures += 1
+                    console.print(f"skipped: {answer}", highlight=False, markup=False, soft_wrap=True)
         if not count:
             raise UserError("Standard input named no pictures; expected one path a line.")
-        console = Console(stderr=True)
-        if output is not None:
-            console.print(f"{count - failures} answers written to {_target(output)}", highlight=False)
+        if target is not None:
+            console.print(f"{count - failures} answers written to {target}", highlight=False, soft_wrap=True)
         if failures:
             console.print(f"[bold]{failures} of {count} pictures could not be read[/]", highlight=False)
         return 1 if failures else 0
@@ -170,9 +148,9 @@ class VisionPipeline(Pipeline):
                     results.append(None)
                 except UserError as error:
                     results.append(str(error))
-            answers = iter(self._classify(images, top_k) if images else [])
+            found = iter(self._classify(images, top_k) if images else [])
             for path, result in zip(chunk, results, strict=True):
-                yield path, next(answers) if result is None else result
+                yield path, next(found) if result is None else result
 
 
 def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -194,53 +172,3 @@ def _find_pictures(input: str) -> Iterable[Path]:
     if not path.exists():
         raise UserError(f"There is no file or folder '{input}'.")
     return [path]
-
-
-def _target(output: Path) -> Path:
-    """The file that predictions go to."""
-    if output.suffix in (".jsonl", ".csv"):
-        return output
-    if output.suffix and not output.is_dir():
-        raise UserError(f"output='{output}': expected a file ending in .jsonl or .csv, or a folder.")
-    return output / "predictions.jsonl"
-
-
-@contextmanager
-def _writer(output: Path | None, top_k: int) -> Iterator[Any]:
-    """A function write(path, answer) for the wanted form; answers are on disk as soon as they are known."""
-    if output is None:
-        table = Table("picture", "class", "probability", f"next of the top {top_k}", box=None, header_style="bold")
-        yield lambda path, answer: table.add_row(*_row(path, answer))
-        Console().print(table)
-        return
-    target = _target(output)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("w", encoding="utf-8", newline="") as file:
-        if target.suffix == ".csv":
-            yield _csv_writer(file, top_k)
-        else:
-            yield lambda path, answer: file.write(_json_line(path, answer))
-
-
-def _row(path: Path, answer: Prediction | str) -> Sequence[str]:
-    if isinstance(answer, str):
-        return str(path), "[red]unreadable[/]", "", answer
-    rest = ", ".join(f"{label} {100 * score:.1f}%" for label, score in answer.top[1:])
-    return str(path), f"[bold]{answer.label}[/]", f"{100 * answer.score:.1f}%", rest
-
-
-def _json_line(path: Path, answer: Prediction | str) -> str:
-    body = {"error": answer} if isinstance(answer, str) else answer.to_dict()
-    return json.dumps({"file": str(path), **body}, ensure_ascii=False) + "\n"
-
-
-def _csv_writer(file: Any, top_k: int) -> Any:
-    rows = csv.writer(file)
-    ranks = [f"{kind}_{rank}" for rank in range(1, top_k + 1) for kind in ("label", "score")]
-    rows.writerow(["file", *ranks, "error"])
-
-    def write(path: Path, answer: Prediction | str) -> None:
-        top = [] if isinstance(answer, str) else [x for label, score in answer.top for x in (label, f"{score:.6f}")]
-        rows.writerow([path, *top, *[""] * (2 * top_k - len(top)), answer if isinstance(answer, str) else ""])
-
-    return write

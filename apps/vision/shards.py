@@ -81,9 +81,9 @@ class ShardPictures(Sequence[Any]):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": OrderedDict()}
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # by then `os` itself may be gone
         for file in getattr(self, "_files", {}).values():
-            os.close(file)
+            close(file)
 
 
 @dataclass(frozen=True)

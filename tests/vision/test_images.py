@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from apps.vision.images import LUMA, list_images, open_image, to_image_tensor
+from apps.vision.images import LUMA, Encoded, list_images, open_image, to_image_tensor
 from apps.vision.transforms import EvalTransform, InputSpec, denormalise, normalise, train_transform
 from core.errors import UserError
 
@@ -191,3 +192,25 @@ def test_rand_augment_survives_its_highest_magnitude() -> None:
     transform = train_transform({"kind": "crop", "auto_augment": "rand-m10-n15-inc1"}, spec())
     for _ in range(20):
         assert transform(Image.fromarray(RGB)).isfinite().all()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("form", ["png", "jpeg", "gif", "bmp", "tiff", "webp", "ico", "ppm"])
+def test_damaged_files_are_read_or_named(form: str) -> None:
+    """Whatever happens to a file's bytes: a picture comes out, or one sentence, never another exception."""
+    buffer = io.BytesIO()
+    Image.fromarray(RGB).resize((30, 40)).save(buffer, form)
+    random = np.random.RandomState(0)
+    complaints: list[str] = []
+    for _ in range(60):
+        content = bytearray(buffer.getvalue())
+        for _ in range(random.randint(1, 6)):
+            content[random.randint(min(len(content), 300))] = random.randint(256)
+        if random.rand() < 0.3:
+            content = content[: random.randint(1, len(content))]
+        try:
+            assert EvalTransform(spec())(Encoded(bytes(content), "this one")).isfinite().all()
+        except UserError as error:
+            complaints.append(str(error))
+    assert len(complaints) > 5
+    assert all("this one" in sentence for sentence in complaints)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,65 @@ def test_no_output_prints_a_table(pipe: VisionPipeline, folder: Path, capsys: py
     printed = capsys.readouterr().out
     assert "red" in printed
     assert "probability" in printed
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_lines_on_standard_output(
+    pipe: VisionPipeline, folder: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pipe.predict_files(str(folder), format=form, top_k=2) == 1
+    out, err = capsys.readouterr()
+    if form == "csv":
+        labels = [row["label_1"] for row in csv.DictReader(io.StringIO(out))]
+    else:
+        labels = [json.loads(line).get("label", "") for line in out.splitlines()]
+    assert labels == ["red", "", "green", "", "blue"]
+    skipped = [line for line in err.splitlines() if line.startswith("skipped: ")]
+    assert ["b.png" in skipped[0], "cut.png" in skipped[1]] == [True, True]
+    assert "2 of 5 pictures could not be read" in err
+
+
+def test_answers_are_out_as_soon_as_they_are_known(pipe: VisionPipeline, folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "answers.jsonl"
+
+    def asked() -> Iterator[str]:
+        for name in ("a.png", "c.jpg", "b.png", "a.png"):
+            yield f"{folder / name}\n"
+        assert len(target.read_text().splitlines()) == 4  # two batches are written before the next line is waited for
+        yield f"{folder / 'c.jpg'}\n"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", asked())
+        assert pipe.predict_files("-", target, batch_size=2) == 1
+    assert len(target.read_text().splitlines()) == 5
+
+
+def test_brackets_in_names_are_no_markup(
+    pipe: VisionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("[red]x[blue].png").write_text("no picture")
+    picture("red").save("[bold].png")
+    assert pipe.predict_files(".") == 1
+    printed = capsys.readouterr()
+    assert "[bold].png" in printed.out
+    assert "[red]x[blue].png" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("output", "form", "sentence"),
+    [
+        (None, "xml", "expected one of"),
+        ("x.jsonl", "table", "screen"),
+        ("x.jsonl", "csv", "disagree"),
+        ("x.txt", None, "ending"),
+    ],
+)
+def test_wrong_forms_are_explained(
+    pipe: VisionPipeline, folder: Path, output: str | None, form: str | None, sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        pipe.predict_files(str(folder), None if output is None else Path(output), format=form)
 
 
 def test_paths_from_standard_input(
