@@ -89,8 +89,8 @@ def uses_operator(name: str) -> bool:
 
 
 @torch.inference_mode()
-def measure(size: int, names: list[str], device: str, dtype: torch.dtype, turns: int) -> Table:
-    """One table: latency, against timm's ViT, peak memory."""
+def measure(size: int, names: list[str], device: str, dtype: torch.dtype, turns: int, *, memory: bool) -> Table:
+    """One table: latency, against timm's ViT, peak memory if asked for."""
     x = picture(size, device, dtype)
     models = {name: build(name, size, device, dtype) for name in names}
     off = {name: error(name, model, x) for name, model in models.items()}
@@ -103,10 +103,9 @@ def measure(size: int, names: list[str], device: str, dtype: torch.dtype, turns:
         ["model", "parameters", "latency", "times the ViT's speed", "peak memory, MiB", "error"],
     )
     for name, model in models.items():
-        right = name in timings
-        memory = peak(name, size, device, dtype, model) / 2**20 if right else None
+        most = peak(name, size, device, dtype, model) / 2**20 if memory and name in timings else None
         parameters = sum(p.numel() for p in model.parameters())
-        table.add(name, parameters, *_speed(timings, name), memory, off[name] if uses_operator(name) else None)
+        table.add(name, parameters, *_speed(timings, name), most, off[name] if uses_operator(name) else None)
     return table
 
 
@@ -179,6 +178,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--sizes", type=_sizes, default=[224, 512, 1024, 2048], help="edges in pixels, comma-separated")
     p.add_argument("--models", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), metavar="NAME")
     p.add_argument("--turns", type=int, default=5, help="measured turns of each model")
+    p.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="also measure peak memory")
     p.add_argument("--threads", type=int, default=None, help="PyTorch threads; default: PyTorch's own choice")
     p.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--dtype", choices=DTYPES, default=None, help="default: bfloat16 on a GPU, else float32")
@@ -222,8 +222,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     for size in options.sizes:
         print(f"measuring {size} x {size} ...", file=sys.stderr, flush=True)
-        report.tables.append(measure(size, options.models, options.device, DTYPES[dtype], options.turns))
-        print(report.tables[-1].markdown(), flush=True)
+        table = measure(size, options.models, options.device, DTYPES[dtype], options.turns, memory=options.memory)
+        report.tables.append(table)
+        print(table.markdown(), file=sys.stderr, flush=True)
     print(report.markdown())
     if options.write or options.output:
         print("written:", *report.write(options.output or report.default_path("vision-latency")))
