@@ -195,7 +195,7 @@ def reliability(bins: Bins) -> Figure:
     below.bar(middles, counts, width=0.9 / size, color=THIRD)
     style(above, f"Expected calibration error {100 * float(bins.error):.1f} %")
     above.set_ylabel("share that is right", color=INK)
-    above.legend(frameon=False, labelcolor=INK, fontsize=9, loc="upper left")
+    above.legend(frameon=False, labelcolor=INK, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     style(below).set_xlabel("probability of the answer", color=INK)
     below.set_ylabel("answers", color=INK)
     return figure

@@ -16,7 +16,7 @@ BINS = 15
 
 
 class Bins(NamedTuple):
-    """Sums over the answers of each bin, (bins,) float64."""
+    """Sums over the answers of each bin, (bins,) float."""
 
     answers: Tensor
     probability: Tensor
@@ -32,15 +32,15 @@ def bin_answers(probabilities: Tensor, targets: Tensor, bins: int = BINS) -> Bin
     """Sort answers by the probability of their most probable class into the intervals ((m-1)/bins, m/bins].
 
     Args:
-        probabilities: (N, C), rows that add up to 1.
+        probabilities: (N, C) float32 or float64, rows that add up to 1; the sums are of the same type.
         targets: (N,) int64.
     """
     score, predicted = probabilities.max(1)
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=score.device)
-    place = (torch.bucketize(score.double(), edges) - 1).clamp(0, bins - 1)
-    zeros = torch.zeros(bins, dtype=torch.float64, device=score.device)
-    values = (torch.ones_like(score), score, predicted == targets)
-    return Bins(*(zeros.index_add(0, place, value.double()) for value in values))
+    edges = torch.linspace(0, 1, bins + 1, dtype=score.dtype, device=score.device)
+    place = (torch.bucketize(score, edges) - 1).clamp(0, bins - 1)
+    zeros = torch.zeros_like(edges[:bins])
+    values = (torch.ones_like(score), score, (predicted == targets).to(score.dtype))
+    return Bins(*(zeros.index_add(0, place, value) for value in values))
 
 
 class CalibrationError(Metric):
@@ -63,7 +63,7 @@ class CalibrationError(Metric):
         super().__init__()
         self.bins = bins
         for name in Bins._fields:
-            self.add_state(name, torch.zeros(bins, dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(name, torch.zeros(bins), dist_reduce_fx="sum")
 
     def update(self, probabilities: Tensor, targets: Tensor) -> None:
         """Add answers: probabilities (N, C), targets (N,)."""
@@ -73,5 +73,5 @@ class CalibrationError(Metric):
         self.right += found.right
 
     def compute(self) -> Tensor:
-        """The error, float32."""
-        return Bins(self.answers, self.probability, self.right).error.float()
+        """The error, float32; NaN before any answers."""
+        return Bins(self.answers, self.probability, self.right).error
