@@ -20,6 +20,7 @@ from core.errors import UserError, did_you_mean
 
 EXTRAS = {
     "vision": "the embedded digits: data=vision/digits, greylag demo",
+    "hf": "data sets of the Hugging Face Hub: data=vision/hf",
     "onnx": "greylag export format=onnx",
     "dev": "tests, lint and benchmarks",
     "wandb": "logger=wandb",
