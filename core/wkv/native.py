@@ -19,12 +19,8 @@ _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 FLOOR = -80.0
 """Of a key's log_w summed over a block, kFloor in cpp/call.h: what float32 can hold."""
 _WORK_PER_THREAD = 1 << 20  # state elements times steps that pay for starting a thread
-
-
 _SIZES = ("batch", "steps", "heads", "dim_k", "dim_v", "threads", "pool", "state_v", "orders", "split")
-
-
-_forked = False
+_forked = False  # OpenMP's threads do not survive a fork
 
 
 def _after_fork() -> None:

@@ -202,6 +202,8 @@ def wkv7(
         ValueError: a shape, dtype or device that does not fit, or a backend that is unknown or unavailable.
     """
     _check(r, log_w, k, v, a, b)
+    if not isinstance(walk, Walk):
+        raise ValueError(f"walk must be a core.Walk, such as Walk(('forward', 'backward')), got {walk!r}")
     walk.check(r.shape[1], r.shape[2])
     state = _initial(state, r, v, walk)
     _check_reset(reset, r)

@@ -127,6 +127,7 @@ def test_threads_share_heads_and_values_without_changing_a_bit(threads: int) -> 
 @pytest.mark.parametrize(
     ("walk", "message"),
     [
+        ("backward", "must be a core.Walk, .* got 'backward'"),
         (Walk(("sideways",)), "must be of forward, backward, down, up"),
         (Walk(()), "must be of forward"),
         (Walk(("down",)), "needs the token grid"),

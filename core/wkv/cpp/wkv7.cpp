@@ -1,5 +1,5 @@
 // WKV-7 on a CPU: forward and backward, vector lanes over the value dimension. Plain C interface, no headers but the
-// standard library's: it compiles in about a second.
+// standard library's: it compiles in a few seconds.
 
 #include <atomic>
 
