@@ -4,10 +4,30 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 
 class UserError(ValueError):
     """A wrong value, name or file, told in one sentence: the value, what was expected, what to do."""
+
+
+class MissingExtra(UserError, ImportError):
+    """Packages of an extra of Greylag's are not installed."""
+
+
+def require_extra(extra: str, *modules: str) -> None:
+    """See that an extra's modules are installed; none is imported.
+
+    Args:
+        extra: its name in pyproject.toml, which is the app's.
+        modules: top-level modules that the app cannot do without.
+
+    Raises:
+        MissingExtra: one sentence that names what is missing and the command that installs it.
+    """
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise MissingExtra(f"apps.{extra} needs {' and '.join(missing)}: pip install 'greylag[{extra}]'.")
 
 
 def did_you_mean(word: str, choices: Sequence[str], *, shown: int = 20) -> str:

@@ -16,13 +16,15 @@ from core.cli.machine import compiler_version, cores_allowed, cpu_name, driver_v
 from core.cli.packages import declared, first_line, import_problem, installed, pip_command
 from core.cli.places import config_folders, options_of
 from core.cli.variables import VARIABLES, problem_of, writable
-from core.errors import UserError, did_you_mean
+from core.errors import MissingExtra, UserError, did_you_mean
 
 EXTRAS = {
     "vision": "the embedded digits: data=vision/digits, greylag demo",
     "hf": "data sets of the Hugging Face Hub: data=vision/hf",
+    "timeseries": "forecasting: apps.timeseries",
     "onnx": "greylag export format=onnx",
-    "dev": "tests, lint and benchmarks",
+    "bench": "rivals and data of the forecasting benchmarks",
+    "dev": "tests, lint and the other benchmarks",
     "wandb": "logger=wandb",
     "hydra-submitit-launcher": "train -m on SLURM: hydra/launcher=submitit_slurm",
 }
@@ -166,6 +168,10 @@ def apps() -> list[Line]:
             content = next(file for file in files if file.is_file()).read_text(encoding="utf-8")
             for dotted in _class_names(yaml.safe_load(content)):
                 find_class(dotted)
+        except MissingExtra:
+            lacking = [wanted for wanted in declared().extras.get(app, []) if installed(wanted).problem]
+            lines.append(Line(app, line, OFF, pip_command(lacking)))
+            continue
         except UserError as error:
             problem = f"The app {app} cannot be used: {error}"
         except (Exception, SystemExit) as error:  # noqa: BLE001  whatever an app's import raises

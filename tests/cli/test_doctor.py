@@ -279,6 +279,19 @@ def test_an_app_that_cannot_be_imported(light: None, monkeypatch: pytest.MonkeyP
     assert "ZeroDivisionError: no luck" in (report["apps"]["mine"].advice or "")
 
 
+def test_an_app_whose_extra_is_missing_is_no_illness(
+    light: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "onnx.yaml").write_text("# Mine\ntask: {_target_: lacking.Task}\n")
+    (tmp_path / "lacking.py").write_text("from core.errors import require_extra\nrequire_extra('onnx', 'no_such')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("GREYLAG_CONFIGS", str(tmp_path))
+    monkeypatch.setenv("GREYLAG_TARGETS", "lacking")
+    _break(monkeypatch, "onnx", None)
+    assert found()["apps"]["onnx"] == Line("onnx", "Mine", OFF, "pip install 'onnx>=1.17'")
+
+
 def test_folders_that_cannot_be_written_or_are_nearly_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").write_text("a file where a folder should be")

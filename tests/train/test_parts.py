@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from core.errors import UserError, did_you_mean
+from core.errors import MissingExtra, UserError, did_you_mean, require_extra
 from core.pipeline import Pipeline
 from core.train.averaging import ema_update
 from core.train.instantiate import check_target, find_class, instantiate, parameters_of
@@ -126,6 +126,13 @@ def test_did_you_mean() -> None:
     assert did_you_mean("widht", ["width", "depth"]) == "; did you mean 'width'?"
     assert did_you_mean("zzz", ["a", "b"]) == "; there are: a, b."
     assert did_you_mean("zzz", []) == "."
+
+
+def test_a_missing_extra_is_told_with_its_command() -> None:
+    require_extra("vision", "json", "torch")
+    sentence = r"^apps\.vision needs no_such and nor_this: pip install 'greylag\[vision\]'\.$"
+    with pytest.raises(MissingExtra, match=sentence):
+        require_extra("vision", "no_such", "json", "nor_this")
 
 
 def make_folder(parent: str) -> str:
