@@ -1,0 +1,230 @@
+"""Windows of series: random or all of them for training, every so many steps for evaluation; hiding of inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from apps.timeseries.panel import Panel
+from apps.timeseries.series import Series, stack
+from core.errors import UserError
+
+
+class TrainingWindows(Dataset[Series]):
+    """Windows of ``steps`` steps, cut before each series' ``ends``.
+
+    A series shorter than a window is one window, padded on the right with ``observed=False``.
+
+    Args:
+        panel: the series.
+        steps: of a window: context and horizon together.
+        ends: (S,) int64, where the training part of each series ends; 0 leaves it out.
+        per_epoch: random windows in an epoch, drawn from torch's global generator (which the data module seeds for
+            each item); None: all windows ``stride`` apart, each once, in order.
+        balance: what random windows are drawn by: "steps", every window is as likely, or "series", every series is.
+        stride: between windows if ``per_epoch`` is None.
+
+    Raises:
+        UserError: an option that makes no sense, or nothing to train on.
+    """
+
+    def __init__(
+        self,
+        panel: Panel,
+        steps: int,
+        ends: Tensor,
+        *,
+        per_epoch: int | None = None,
+        balance: str = "steps",
+        stride: int = 1,
+    ) -> None:
+        if balance not in ("steps", "series"):
+            raise UserError(f"data.balance is '{balance}'; expected steps or series.")
+        _whole("data.stride", stride)
+        if per_epoch is not None:
+            _whole("data.windows_per_epoch", per_epoch)
+        self.panel, self.steps, self.ends = panel, steps, ends
+        self.per_epoch, self.balance, self.stride = per_epoch, balance, stride
+        starts = torch.where(ends > 0, (ends - steps).clamp_min(0) // stride + 1, 0)
+        self.firsts = torch.cat([starts.new_zeros(1), starts.cumsum(0)])
+        self.used = (starts > 0).nonzero().flatten()
+        if not len(self.used):
+            raise UserError("No series has steps to train on; shorten data.val_size and data.test_size.")
+
+    @property
+    def total(self) -> int:
+        """All windows there are."""
+        return int(self.firsts[-1])
+
+    def __len__(self) -> int:
+        return self.per_epoch or self.total
+
+    def __getitem__(self, index: int) -> Series:
+        if self.per_epoch is None:
+            return self._cut(index)
+        if self.balance == "steps":
+            return self._cut(int(torch.randint(self.total, ())))
+        number = int(self.used[torch.randint(len(self.used), ())])
+        low, high = self.firsts[number : number + 2].tolist()
+        return self._cut(int(torch.randint(low, high, ())))
+
+    def _cut(self, index: int) -> Series:
+        number = int(torch.searchsorted(self.firsts, index, right=True)) - 1
+        first = (index - int(self.firsts[number])) * self.stride
+        return self.panel.window(number, first, self.steps, end=int(self.ends[number]))
+
+
+class Case(NamedTuple):
+    """A forecast to judge: a history and what came after it. A batch has a leading B everywhere."""
+
+    history: Series
+    """``context`` steps from the first one on; padding from ``length`` on. ``futr`` reaches over what came after."""
+    length: Tensor
+    """() int64, steps of the history."""
+    target: Tensor
+    """(horizon,) float64, what followed; 0 where not observed."""
+    observed: Tensor
+    """(horizon,) bool."""
+    scale: Tensor
+    """() float64, MASE's denominator, from all of the series before the forecast; NaN if there is none."""
+    place: Tensor
+    """(2,) int64, number of the series and of the first forecast step in it."""
+
+    def whole(self) -> Series:
+        """A batch's history with the truth put after it: (B, context + horizon)."""
+        rows = torch.arange(len(self.target), device=self.target.device)[:, None]
+        steps = self.length[:, None] + torch.arange(self.target.shape[1], device=self.target.device)
+        room = (0, self.target.shape[1])
+        values = torch.nn.functional.pad(self.history.values, room)
+        observed = torch.nn.functional.pad(self.history.observed, room)
+        values[rows, steps], observed[rows, steps] = self.target, self.observed
+        return self.history._replace(values=values, observed=observed)
+
+
+class EvaluationWindows(Dataset[Case]):
+    """Forecasts of ``horizon`` steps whose truth lies in a part of each series, ``stride`` steps apart.
+
+    The last one ends where the part ends, none is dropped; histories may lie before the part.
+
+    Args:
+        panel: the series.
+        context: the longest history.
+        horizon: steps to forecast.
+        begins, ends: (S,) int64, the part of each series; equal: the series is left out.
+        stride: between forecasts of one series.
+        period: season of MASE's denominator, in steps.
+        least: steps of history that a forecast must have.
+    """
+
+    def __init__(
+        self,
+        panel: Panel,
+        context: int,
+        horizon: int,
+        begins: Tensor,
+        ends: Tensor,
+        *,
+        stride: int = 1,
+        period: int = 1,
+        least: int = 1,
+    ) -> None:
+        _whole("data.eval_stride", stride)
+        self.panel, self.context, self.horizon = panel, context, horizon
+        self.scales = panel.seasonal_errors(max(1, period))
+        room = ends - begins.clamp_min(least) - horizon
+        counts = torch.where(ends > begins, room.div(stride, rounding_mode="floor") + 1, 0).clamp_min(0)
+        self.series = torch.arange(len(panel)).repeat_interleave(counts)
+        rank = torch.arange(len(self.series)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        self.origins = (ends - horizon)[self.series] - (counts[self.series] - 1 - rank) * stride
+
+    def __len__(self) -> int:
+        return len(self.series)
+
+    def __getitem__(self, index: int) -> Case:
+        number, origin = int(self.series[index]), int(self.origins[index])
+        length = min(origin, self.context)
+        truth = self.panel.window(number, origin, self.horizon)
+        return Case(
+            history=self.panel.window(number, origin - length, self.context, end=origin, ahead=self.horizon),
+            length=torch.tensor(length),
+            target=truth.values,
+            observed=truth.observed,
+            scale=self.scales[self.panel.offsets[number] + origin],
+            place=torch.tensor([number, origin]),
+        )
+
+
+def join(items: Sequence[Series | Case]) -> Any:
+    """Unbatched windows, of training or of evaluation -> a batch; the collate function of the data modules."""
+    first = items[0]
+    if isinstance(first, Case):
+        cases = [item for item in items if isinstance(item, Case)]
+        histories = stack([case.history for case in cases])
+        return Case(histories, *(torch.stack(part) for part in zip(*(case[1:] for case in cases), strict=True)))
+    return stack([item for item in items if isinstance(item, Series)])
+
+
+def hidden_blocks(
+    rows: int,
+    steps: int,
+    patch_len: int,
+    *,
+    chance: float,
+    share: float,
+    tail: int,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """What to hide of training inputs, so that missing values, half-filled patches and far horizons are learned.
+
+    A row that is hit gets blocks of one of three kinds, at random: of geometric lengths, patch_len / 2 on average, from
+    any step on; the same of whole patches, two on average; or its tail, up to ``tail`` steps, to the end.
+
+    Args:
+        rows, steps: shape of the inputs.
+        patch_len: steps of a patch.
+        chance: share of the rows that are hit.
+        share: up to which share of such a row is hidden (roughly: blocks may overlap); uniform between 0 and this.
+        tail: longest tail; at least one step stays visible.
+        device: of the result; draws come from its global generator.
+
+    Returns:
+        (rows, steps) bool, True where hidden.
+    """
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, device=device)
+
+    hit = uniform(rows, 1) < chance
+    kind = torch.randint(3, (rows, 1), device=device)
+    rate = share * uniform(rows, 1)
+    fine = _geometric_blocks(uniform(rows, steps), uniform(rows, steps), rate, max(1.0, patch_len / 2))
+    patches = -(-steps // patch_len)
+    coarse = _geometric_blocks(uniform(rows, patches), uniform(rows, patches), rate, 2.0)
+    coarse = coarse.repeat_interleave(patch_len, 1)[:, :steps]
+    longest = max(0, min(tail, steps - 1))
+    kept = steps - (1 + (uniform(rows, 1) * longest).floor()).clamp_max(longest)
+    tails = torch.arange(steps, device=device) >= kept
+    return hit & torch.where(kind == 0, fine, torch.where(kind == 1, coarse, tails))
+
+
+def _geometric_blocks(begin: Tensor, length: Tensor, rate: Tensor, mean: float) -> Tensor:
+    """(rows, steps) bool: blocks begin with probability ``rate / mean`` at each step and are ``mean`` long on average.
+
+    ``begin`` and ``length`` are uniform numbers in [0, 1), (rows, steps).
+    """
+    steps = torch.arange(begin.shape[1], device=begin.device)
+    if mean > 1:  # geometric on 1, 2, ...: the number of trials of chance 1 / mean up to a success
+        lengths = 1 + torch.log1p(-length).div(torch.log1p(torch.tensor(-1.0 / mean, device=begin.device))).floor()
+    else:
+        lengths = torch.ones_like(length)
+    ends = torch.where(begin < rate / mean, steps + lengths, 0.0)
+    return ends.cummax(1).values > steps
+
+
+def _whole(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{name} is {value!r}; a whole number of at least 1 was expected.")
