@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from core.backbone import Backbone as Backbone
+    from core.backbone import count_parameters as count_parameters
+    from core.backbone import matching_hidden_dim as matching_hidden_dim
     from core.layers import Attention as Attention
     from core.layers import Block as Block
     from core.layers import ChannelMix as ChannelMix
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "core.backbone": ("Backbone",),
+    "core.backbone": ("Backbone", "count_parameters", "matching_hidden_dim"),
     "core.layers": (
         "Attention", "Block", "ChannelMix", "Context", "TimeMix", "TokenShift", "channel_mixers", "token_mixers",
     ),

@@ -151,3 +151,31 @@ class Backbone(nn.Module):
             x, new_state, ctx = self.run_block(i, x, layer_state, ctx, last=last and i == self.num_layers - 1)
             states.append(new_state)
         return self.ln_out(x[:, -1:] if last else x), State(tuple(states))
+
+
+def matching_hidden_dim(dim: int, num_layers: int, head_dim: int, **mixers: Any) -> int:
+    """The channel mixers' width that gives a backbone the parameters of the RWKV-7 one (hidden 4 x dim).
+
+    Args:
+        dim, num_layers, head_dim: of both backbones.
+        mixers: ``mixer``, ``channel_mixer`` and their ``*_kwargs``, see :class:`core.backbone.Backbone`.
+
+    Returns:
+        A multiple of 8, so that the two differ by at most 4 hidden units per layer; for RWKV-7 itself 4 x dim.
+    """
+    base = 4 * dim
+    if mixers.get("mixer", "rwkv7") == "rwkv7" and mixers.get("channel_mixer") in (None, "rwkv7"):
+        return base
+
+    def size(hidden: int, **mixers: Any) -> int:
+        with torch.device("meta"):
+            return count_parameters(Backbone(dim, num_layers, head_dim=head_dim, hidden_dim=hidden, **mixers))
+
+    missing = size(base) - size(base, **mixers)
+    step = size(base + 8, **mixers) - size(base, **mixers)
+    return max(8, base + 8 * round(missing / step))
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Trainable numbers in a module."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,12 +73,20 @@ class State:
             tensors = load_file(path)
         except Exception as error:
             raise UserError(f"cannot read a state from {path}: {error}") from error
+        try:
+            return cls.of(tensors)
+        except ValueError as error:
+            raise UserError(f"{path} is no saved state: {error}") from error
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> State:
+        """The state of :meth:`named_tensors`; raises ValueError at a name of another form."""
         layers: list[dict[str, dict[str, Tensor]]] = []
         for name, tensor in sorted(tensors.items(), key=lambda item: (item[0].count("."), item[0])):
             index, _, rest = name.partition(".")
             part, _, leaf = rest.partition(".")
             if not index.isdigit() or not leaf:
-                raise UserError(f"{path} is no saved state: it holds {name!r}, expected names such as '0.att.wkv'")
+                raise ValueError(f"it holds {name!r}, expected names such as '0.att.wkv'")
             while len(layers) <= int(index):
                 layers.append({"att": {}, "ffn": {}})
             layers[int(index)].setdefault(part, {})[leaf] = tensor

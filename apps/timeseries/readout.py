@@ -1,0 +1,69 @@
+"""What a token predicts: a mixture of naive forecasts, chosen by what it has read, and what they miss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from apps.timeseries.head import LEVELS, QuantileHead
+
+
+class Readout(nn.Module):
+    """Weights over the naive paths by slot, plus a residual network that sees the paths and the covariates ahead.
+
+    It starts as the plain average of the paths.
+
+    Args:
+        dim: width C of a token.
+        slots: predicted by each token.
+        paths: K, naive paths, the level among them.
+        levels: quantile levels, () for a point forecast.
+        n_futr: number of covariates known ahead.
+        dropout: of the features before the last map.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        slots: int,
+        paths: int,
+        levels: Sequence[float] = LEVELS,
+        *,
+        n_futr: int = 0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.choice = nn.Linear(dim, paths)
+        self.choice_by_slot = nn.Parameter(torch.zeros(slots, paths))
+        nn.init.zeros_(self.choice.weight)
+        nn.init.zeros_(self.choice.bias)
+        self.ahead = nn.Linear(slots * (paths - 1 + n_futr), dim)
+        self.fc1 = nn.Linear(dim, 2 * dim)
+        self.fc2 = nn.Linear(2 * dim, dim)
+        self.dropout = nn.Dropout(dropout)
+        self.head = QuantileHead(dim, slots, levels)
+
+    def forward(self, x: Tensor, paths: Tensor, available: Tensor, futr: Tensor | None = None) -> Tensor:
+        """Predictions of every slot.
+
+        Args:
+            x: (B, T, C), the backbone's output.
+            paths: (B, T, slots, K - 1) float32, normalised; the level, which is 0, is added here.
+            available: (B, T, K - 1) bool.
+            futr: (B, T, slots, F) float32.
+
+        Returns:
+            (B, T, slots, Q), rising along Q.
+        """
+        everywhere = torch.ones_like(available[..., :1])
+        available = torch.cat((everywhere, available), dim=-1)[:, :, None]
+        choice = self.choice(x)[:, :, None] + self.choice_by_slot
+        weight = choice.masked_fill(~available, -torch.inf).softmax(-1)
+        centre = (weight[..., 1:] * paths).sum(-1)
+        features = paths if futr is None else torch.cat((paths, futr), dim=-1)
+        x = x + self.ahead(features.flatten(2))
+        x = x + self.fc2(F.silu(self.fc1(x)))
+        return self.head(self.dropout(x), centre)
