@@ -92,7 +92,7 @@ class RimerModel(WindowForecaster):
         self.hidden_size = dim
         self.reach = max(paths.LAGS * max_period if num_periods else 0, (input_len or 0) if ridge else 0)
         self.kept_steps = self.reach + patch_len
-        shape = {"dim": dim, "num_layers": num_layers, "head_dim": head_dim}
+        shape: dict[str, Any] = {"dim": dim, "num_layers": num_layers, "head_dim": head_dim}
         self.hidden_dim = hidden_dim or matching_hidden_dim(**shape, mixer=mixer)
         self.embed = PatchEmbedding(
             patch_len, dim, num_periods=num_periods, max_position=max_position,
@@ -283,7 +283,7 @@ class RimerModel(WindowForecaster):
         """Patches (B, T, P) from token number `index` (B,) on, without covariates of their own."""
         loc, scale = stats.loc_scale()
         before = Running(*(torch.cat((b[:, None], s[:, :-1]), dim=1) for b, s in zip(past, stats, strict=True)))
-        known = (before.count > 0) & (self.norm == "causal")
+        known = (before.weight > 0) & (self.norm == "causal")
         shift, stretch = movement(loc, scale, *before.loc_scale(), known)
         z = self.normalise(values, loc[..., None], scale[..., None]).masked_fill(~visible, 0.0)
         index = index[:, None] + torch.arange(values.shape[1], device=values.device)

@@ -19,7 +19,7 @@ _RELATIVE_FLOOR, _ABSOLUTE_FLOOR = 1e-6, 1e-12  # a constant series: forecasts s
 class Running(NamedTuple):
     """Weighted sums over what a stream has shown, around its first value, which keeps them small. (B,) float64."""
 
-    count: Tensor
+    weight: Tensor
     shift: Tensor
     total: Tensor
     squares: Tensor
@@ -32,10 +32,10 @@ class Running(NamedTuple):
 
     def loc_scale(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, guarded: 0 and 1 before the first value, a tiny scale for a constant."""
-        seen = self.count > 0
-        count = self.count.where(seen, 1.0)
-        mean = self.total / count
-        deviation = (self.squares / count - mean * mean).clamp(min=0.0).sqrt()
+        seen = self.weight > 0
+        weight = self.weight.where(seen, 1.0)
+        mean = self.total / weight
+        deviation = (self.squares / weight - mean * mean).clamp(min=0.0).sqrt()
         loc = (self.shift + mean).where(seen, 0.0)
         scale = torch.maximum(deviation, loc.abs() * _RELATIVE_FLOOR).clamp(min=_ABSOLUTE_FLOOR)
         return loc, scale.where(seen, 1.0)
@@ -54,7 +54,7 @@ def running(patches: Tensor, visible: Tensor, past: Running, halflife: float | N
     """
     flat, shown = patches.flatten(1), visible.flatten(1)
     first = flat.gather(1, shown.long().argmax(1, keepdim=True)).squeeze(1)
-    shift = torch.where((past.count == 0) & shown.any(1), first, past.shift)
+    shift = torch.where((past.weight == 0) & shown.any(1), first, past.shift)
     weight = visible.double()
     keep = None if halflife is None else 0.5 ** (1.0 / halflife)
     if keep is not None:
@@ -62,13 +62,13 @@ def running(patches: Tensor, visible: Tensor, past: Running, halflife: float | N
         weight = weight * keep**ages
     away = (patches - shift[:, None, None]).masked_fill(~visible, 0.0)
     sums = torch.stack((weight.sum(-1), (weight * away).sum(-1), (weight * away * away).sum(-1)), dim=-1)
-    before = torch.stack((past.count, past.total, past.squares), dim=-1)[:, None]
+    before = torch.stack((past.weight, past.total, past.squares), dim=-1)[:, None]
     if keep is None:
         sums = before + sums.cumsum(1)
     else:
         sums = _decayed_sums(torch.cat((before, sums), dim=1), keep ** patches.shape[2])[:, 1:]
-    count, total, squares = sums.unbind(-1)
-    return Running(count, shift[:, None].expand_as(count), total, squares)
+    all_weight, total, squares = sums.unbind(-1)
+    return Running(all_weight, shift[:, None].expand_as(all_weight), total, squares)
 
 
 def _decayed_sums(x: Tensor, keep: float) -> Tensor:

@@ -81,7 +81,7 @@ class Stream(NamedTuple):
         return sum(x.numel() * x.element_size() for _, x in self.named_tensors())
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """("values", tensor), ("stats.count", tensor), ("backbone.0.att.wkv", tensor) and so on."""
+        """("values", tensor), ("stats.weight", tensor), ("backbone.0.att.wkv", tensor) and so on."""
         for name, part in zip(self._fields, self, strict=True):
             if isinstance(part, Tensor):
                 yield name, part
@@ -104,7 +104,7 @@ class Stream(NamedTuple):
             own: dict[str, object] = {name: tensors[name] for name in cls._fields if name in tensors}
             own["stats"] = Running(*(tensors[f"stats.{name}"] for name in Running._fields))
             inner = {name.removeprefix("backbone."): x for name, x in tensors.items() if name.startswith("backbone.")}
-            return cls(**{**own, "backbone": State.of(inner) if inner else None})  # pyright: ignore[reportArgumentType]
+            return cls(**{**own, "backbone": State.of(inner) if inner else None})
         except Exception as error:
             raise UserError(f"cannot read a forecaster's stream from {path}: {error}") from error
 
