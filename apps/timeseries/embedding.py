@@ -26,7 +26,7 @@ class Tokens(NamedTuple):
     """(B, T) float32, how far the location moved with this patch, in scales."""
     stretch: Tensor
     """(B, T) float32, logarithm of the factor by which the scale grew with this patch."""
-    index: Tensor
+    place: Tensor
     """(B, T) int64, patches before this one."""
     time: Tensor
     """(B, T) int64, time index of the patch's first step."""
@@ -60,11 +60,11 @@ def seasonal_phases(time: Tensor, periods: Tensor) -> Tensor:
     return features.masked_fill(~there[..., None], 0.0).flatten(2)
 
 
-def position_code(index: Tensor, longest: int) -> Tensor:
+def position_code(place: Tensor, longest: int) -> Tensor:
     """(B, T) -> (B, T, 16): sines and cosines of how many patches came before; all beyond `longest` look alike."""
-    count = torch.arange(_POSITION_DIM // 2, device=index.device)
+    count = torch.arange(_POSITION_DIM // 2, device=place.device)
     wavelength = 4.0 * max(longest, 2) ** (count / (len(count) - 1))
-    angle = index.clamp(max=longest)[..., None] * (2 * math.pi / wavelength)
+    angle = place.clamp(max=longest)[..., None] * (2 * math.pi / wavelength)
     return torch.cat((angle.sin(), angle.cos()), dim=-1)
 
 
@@ -104,7 +104,7 @@ class PatchEmbedding(nn.Module):
         parts = [z, tokens.visible.to(z), tokens.shift[..., None], tokens.stretch[..., None]]
         parts.append(seasonal_phases(tokens.time, tokens.periods).to(z))
         if self.max_position:
-            parts.append(position_code(tokens.index, self.max_position).to(z))
+            parts.append(position_code(tokens.place, self.max_position).to(z))
         parts += [part.flatten(2) for part in (tokens.futr, tokens.hist) if part is not None]
         if tokens.static is not None:
             parts.append(tokens.static[:, None].expand(-1, z.shape[1], -1))
