@@ -97,6 +97,11 @@ class Panel:
         """(S,) int64 steps of each series."""
         return self.offsets.diff()
 
+    def series(self, number: int) -> tuple[Tensor, Tensor]:
+        """The whole of one series: values and observed, (n,)."""
+        part = slice(int(self.offsets[number]), int(self.offsets[number + 1]))
+        return self.values[part], self.observed[part]
+
     def window(self, number: int, first: int, steps: int, *, end: int | None = None, ahead: int = 0) -> Series:
         """Steps ``first`` to ``first + steps`` of one series; not observed at ``end``, or the series' end, and beyond.
 
