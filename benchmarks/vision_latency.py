@@ -17,7 +17,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 import apps.vision  # registers vrwkv7_* with timm
+from benchmarks.memory import growth
 from benchmarks.report import WRONG, Report, Table, Timing, side_by_side, versions
 from core.wkv import use_backend
 
@@ -140,24 +140,7 @@ def _own_peak(name: str, size: int, dtype: torch.dtype) -> int:
     """The same on a CPU, of this process, which should be fresh."""
     build(name, 4 * PATCH, "cpu", dtype)(picture(4 * PATCH, "cpu", dtype))  # everything that is loaded once
     model, x = build(name, size, "cpu", dtype), picture(size, "cpu", dtype)
-    with suppress(OSError):  # from here on the peak is counted anew, where Linux lets one
-        Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
-    model(x)
-    return max(0, resident("VmHWM") - before)
-
-
-def resident(field: str) -> int:
-    """Bytes of this process in memory: "VmRSS" now, "VmHWM" at most. Elsewhere than on Linux the most, for both."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        import resource
-
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most * 1024
-    # Not ru_maxrss: a process inherits that of the one that started it.
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+    return growth(lambda: model(x))
 
 
 # ---------------------------------------------------------------------------------------------------- command line

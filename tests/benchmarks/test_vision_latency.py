@@ -11,6 +11,7 @@ import pytest
 import torch
 from timm.layers import use_fused_attn
 
+from benchmarks import memory
 from benchmarks import vision_latency as benchmark
 from benchmarks.report import WRONG
 from benchmarks.vision_latency import CONTESTANTS, OURS, RIVAL
@@ -115,6 +116,7 @@ def test_peak_is_that_of_the_forward_pass(repository):
     """A fresh process that once held more, and then needs 64 MiB for a moment."""
     program = """
 import torch
+from benchmarks import memory
 from benchmarks import vision_latency as benchmark
 torch.zeros(100 * 2**18)  # 100 MiB, gone again
 class Model(torch.nn.Module):
@@ -136,9 +138,9 @@ def test_memory_elsewhere_than_on_linux(monkeypatch):
     def missing(self: Path, *given, **options):
         raise FileNotFoundError
 
-    here = benchmark.resident("VmHWM")
+    here = memory.resident("VmHWM")
     monkeypatch.setattr(Path, "read_text", missing)
-    assert benchmark.resident("VmHWM") >= 0.9 * here
+    assert memory.resident("VmHWM") >= 0.9 * here
 
 
 @pytest.mark.parametrize(
