@@ -9,8 +9,10 @@ from typing import Any
 from torch import nn
 
 from apps.vision.residual_attention import ResidualAttention
+from apps.vision.timm_model import timm_model
 from apps.vision.vrwkv import VRWKV
-from apps.vision.vrwkv7 import VRWKV7, count_parameters, matching_hidden_dim
+from apps.vision.vrwkv7 import VRWKV7
+from core.backbone import count_parameters, matching_hidden_dim
 from core.errors import UserError, did_you_mean
 
 __all__ = ["MODELS", "VRWKV7", "build_vision_model", "count_parameters", "matching_hidden_dim"]
@@ -19,6 +21,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vrwkv7": VRWKV7,
     "vrwkv": VRWKV,
     "residual_attention": ResidualAttention,
+    "timm": timm_model,
 }
 """What a config may name; a file's content builds models through this table and nothing else."""
 
