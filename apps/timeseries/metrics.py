@@ -91,6 +91,8 @@ class ForecastErrors(Metric):
     def update(self, forecast: Tensor, target: Tensor, observed: Tensor, scale: Tensor) -> None:
         """Add forecasts.
 
+        Nothing is added in place: sums of an evaluation in inference mode go on in training.
+
         Args:
             forecast: (B, h, Q), Q = 1 for point forecasts.
             target: (B, h).
@@ -100,24 +102,28 @@ class ForecastErrors(Metric):
         forecast, target = forecast.double(), target.double()
         error = (point_of(forecast, self.levels, self.point) - target).abs()
         weight = observed.double()
-        self.sums += torch.stack([_sum(error.square(), observed), _sum(error, observed)])
-        self.steps += weight.sum()
+        self.sums = self.sums + torch.stack([_sum(error.square(), observed), _sum(error, observed)])
+        self.steps = self.steps + weight.sum()
         self._add_scaled(error, observed, scale)
         levels = torch.tensor(self.levels or (0.5,), dtype=torch.float64, device=forecast.device)
         losses = pinball(forecast, target, levels)
-        self.losses += torch.where(observed[..., None], losses, 0.0).sum((0, 1))
-        self.size += _sum(target.abs(), observed)
-        for number, (low, high) in enumerate(self.intervals.values()):
-            above = target >= quantile_at(forecast, self.levels, low)
-            below = target <= quantile_at(forecast, self.levels, high)
-            self.inside[number] += (above & below & observed).sum()
+        self.losses = self.losses + torch.where(observed[..., None], losses, 0.0).sum((0, 1))
+        self.size = self.size + _sum(target.abs(), observed)
+        inside = [
+            (target >= quantile_at(forecast, self.levels, low))
+            & (target <= quantile_at(forecast, self.levels, high))
+            & observed
+            for low, high in self.intervals.values()
+        ]
+        if inside:
+            self.inside = self.inside + torch.stack([part.sum() for part in inside])
 
     def _add_scaled(self, error: Tensor, observed: Tensor, scale: Tensor) -> None:
         counts = observed.sum(1)
         mean = torch.where(observed, error, 0.0).sum(1) / counts
         ratio = mean / scale
         valid = (counts > 0) & scale.isfinite()
-        self.scaled += torch.stack([_sum(ratio, valid), valid.sum().double()])
+        self.scaled = self.scaled + torch.stack([_sum(ratio, valid), valid.sum().double()])
 
     def compute(self) -> dict[str, Tensor]:
         """The errors by name; NaN where nothing counted."""

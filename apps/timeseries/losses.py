@@ -1,0 +1,75 @@
+"""What training minimises: errors of everything that a token predicts and cannot see."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from apps.timeseries.forecaster import Forecaster, Output
+from apps.timeseries.metrics import pinball
+from core.errors import UserError
+
+LOSSES = ("quantile", "mse", "mae")
+SPACES = ("normalised", "data")
+_CONSTANT = 1e-5  # of the level: a history that varies less says nothing of its scale
+
+
+class ForecastLoss:
+    """Mean over all tokens and slots whose truth is known and not among what the token was shown.
+
+    Tokens that have seen no two different values do not count: nothing can be normalised by their scale.
+
+    Args:
+        kind: "quantile" (pinball loss, mean over the levels), "mse" or "mae" (of point forecasters).
+        space: "normalised", every series counts the same; "data", errors in the data's own units, for sets that are
+            scaled as a whole, such as ETT.
+
+    Raises:
+        UserError: an unknown name.
+    """
+
+    def __init__(self, kind: str = "quantile", space: str = "normalised") -> None:
+        for name, value, known in (("loss", kind, LOSSES), ("loss_space", space, SPACES)):
+            if value not in known:
+                raise UserError(f"task.{name} is '{value}'; expected one of {', '.join(known)}.")
+        self.kind, self.space = kind, space
+
+    def check(self, model: Forecaster) -> None:
+        """Raise UserError unless the loss is one of this model's kind."""
+        if (self.kind == "quantile") != bool(model.quantiles):
+            wanted = "task.loss=quantile" if model.quantiles else "task.loss=mse or mae"
+            what = "quantiles" if model.quantiles else "points"
+            raise UserError(f"task.loss is '{self.kind}', but the model predicts {what}: {wanted}.")
+
+    def __call__(self, model: Forecaster, out: Output, values: Tensor, observed: Tensor, visible: Tensor) -> Tensor:
+        """The loss of one batch, a float32 scalar; 0 where nothing counts.
+
+        Args:
+            model: what predicted.
+            out: what it predicted from the first N steps.
+            values, observed: (B, N + O), the truth; steps that are missing at the end count as not observed.
+            visible: (B, N) bool, what the model was shown.
+        """
+        patch, slots = model.patch_len, model.patch_len + model.output_len
+        room = max(0, visible.shape[1] + model.output_len - values.shape[1])
+        target = F.pad(values, (0, room)).unfold(1, slots, patch)[:, : out.z.shape[1]]
+        counts = F.pad(observed, (0, room)).unfold(1, slots, patch)[:, : out.z.shape[1]].clone()
+        shown = visible.unflatten(1, (-1, patch))
+        counts[..., :patch] &= ~shown
+        varies = out.scale > _CONSTANT * out.loc.abs() + torch.finfo(torch.float32).tiny
+        counts &= varies & shown.any(-1, keepdim=True).cummax(1).values
+        losses = self._losses(model, out, target)
+        return losses.where(counts, 0.0).sum() / counts.sum().clamp_min(1)
+
+    def _losses(self, model: Forecaster, out: Output, target: Tensor) -> Tensor:
+        """Of each slot, (B, T, slots) float32."""
+        if self.space == "data":
+            found = model.denormalise(out.z, out.loc[..., None], out.scale[..., None])
+        else:
+            found, target = out.z.float(), model.normalise(target, out.loc, out.scale)
+        if self.kind == "quantile":
+            levels = torch.tensor(model.quantiles, dtype=found.dtype, device=found.device)
+            return pinball(found, target, levels).mean(-1).float()
+        error = (found[..., 0] - target).float()
+        return error.square() if self.kind == "mse" else error.abs()
