@@ -12,71 +12,91 @@ from __future__ import annotations
 
 import argparse
 import functools
-import multiprocessing
+import json
 import os
 import shlex
 import statistics
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from benchmarks.report import Report, Table, side_by_side, versions
-from benchmarks.vision_study import BASE, Key, Lines, Setting
-from benchmarks.vision_training import Outcome, batch, build, check, configuration, picture_facts, train
+from benchmarks.vision_study import Lines, matching_width, run
+from benchmarks.vision_training import Outcome, batch, build, check, cifar_root, configuration, picture_facts, train
 from core.errors import UserError
 from core.layers.scan import SCANS
 from core.layers.token_shift import TOKEN_SHIFTS
 
 STUDIED = ("forward", "alternate", "split2", "split4", "cross4", "bidirectional")
 SHIFTS = ("quad", "none")
+BASE = [
+    "app=vision", "model=vision/pico", "data=vision/cifar10", "trainer=cpu", "logger=csv_only", "threads=1",
+    "model.patch_size=4", "data.augment.auto_augment=null", "data.augment.re_prob=0", "task.pictures=0",
+    "trainer.max_epochs=-1", "trainer.enable_checkpointing=false", "trainer.check_val_every_n_epoch=1000000",
+]  # fmt: skip
+"""A model of 0.27M parameters at 64 tokens, light augmentation: what one core trains in about a minute."""
 
 
-def run(keys: Sequence[Key], lines: Lines, jobs: int) -> list[str]:
-    """Train what is missing, `jobs` at a time in processes of their own; returns what went wrong, a sentence each."""
-    missing = [key for key in keys if key not in lines.outcomes]
-    print(f"{len(keys) - len(missing)} of {len(keys)} trainings are there", file=sys.stderr, flush=True)
-    wrong = []
-    for key, outcome in _trained(missing, lines.setting, jobs):
-        try:
-            result = outcome()
-        except (UserError, ArithmeticError, RuntimeError) as error:
-            wrong.append(f"{key}: {error}")
-            print(wrong[-1], file=sys.stderr, flush=True)
-            continue
-        lines.add(key, result)
-        print(
-            f"{key}: val {result.val:.4f}, test {result.test:.4f}, loss {result.loss:.3f}, "
-            f"{result.steps} steps in {result.seconds:.0f} s; {len(lines.outcomes)} done",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
-    return wrong
+class Key(NamedTuple):
+    """One training of the study."""
+
+    scan: str
+    shift: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.scan}, {self.shift} shift, seed {self.seed}"
 
 
-def _trained(keys: list[Key], setting: Setting, jobs: int) -> Iterator[tuple[Key, Callable[[], Outcome]]]:
-    if jobs == 1 or len(keys) < 2:
-        for key in keys:
-            yield key, functools.partial(_one, setting, key)
-        return
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_end_with_parent) as pool:
-        futures: dict[Future[Outcome], Key] = {pool.submit(_one, setting, key): key for key in keys}
-        for future in as_completed(futures):
-            yield futures[future], future.result
+class Setting(NamedTuple):
+    """What all trainings of a study share."""
+
+    steps: int
+    batch: int
+    lr: float
+    root: str
+    overrides: tuple[str, ...]
+
+    def words(self, key: Key) -> list[str]:
+        """The overrides of one training, as for ``greylag train``; parameters are made equal."""
+        common = [
+            *BASE,
+            f"data.root={json.dumps(self.root)}",
+            f"data.batch_size={self.batch}",
+            f"optim.lr={self.lr}",
+            f"trainer.max_steps={self.steps}",
+            *self.overrides,
+        ]
+        own = [f"model.scan={key.scan}", f"model.token_shift={key.shift}", f"seed={key.seed}"]
+        hidden = _hidden_dim(tuple(common), key.scan, key.shift)
+        return [*common, *own, f"model.hidden_dim={hidden}"]
+
+    def plain(self) -> dict[str, Any]:
+        """What must be the same for lines to stand in one table; where the pictures lay does not matter."""
+        return {"steps": self.steps, "batch": self.batch, "lr": self.lr, "overrides": list(self.overrides)}
 
 
-def _end_with_parent() -> None:
-    """A killed parent must not leave its trainings running."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
+Trainings = Lines[Setting, Key, Outcome]
 
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+@functools.cache
+def _hidden_dim(common: tuple[str, ...], scan: str, shift: str) -> int:
+    """The channel mixers' width that gives the parameters of the model with the quad shift.
+
+    A shift brings one factor per channel for each input that mixes; without it the mixers become a little wider.
+    """
+    config = configuration([*common, f"model.scan={scan}", f"model.token_shift={shift}"])
+    model = config["model"]
+
+    def parameters(hidden: int, **other: Any) -> int:
+        task = build({**config, "model": {**model, "hidden_dim": hidden, **other}}, picture_facts())
+        return sum(p.numel() for p in task.model.parameters())
+
+    start = model["hidden_dim"] or 4 * model["embed_dim"]
+    return matching_width(parameters, parameters(start, token_shift="quad"), start)
 
 
 def _one(setting: Setting, key: Key) -> Outcome:
@@ -107,7 +127,7 @@ def _spread(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def accuracy_table(keys: Sequence[Key], lines: Lines, times: dict[tuple[str, str], float] | None) -> Table:
+def accuracy_table(keys: Sequence[Key], lines: Trainings, times: dict[tuple[str, str], float] | None) -> Table:
     """A row per scan and shift, the best on validation pictures first; pairs without any training are left out."""
     table = Table(
         "Accuracy after equal steps, mean and standard deviation over seeds",
@@ -126,7 +146,7 @@ def accuracy_table(keys: Sequence[Key], lines: Lines, times: dict[tuple[str, str
     return table
 
 
-def pooled_spread(keys: Sequence[Key], lines: Lines) -> float | None:
+def pooled_spread(keys: Sequence[Key], lines: Trainings) -> float | None:
     """Standard deviation of one training's validation accuracy over seeds, in points, pooled over all pairs."""
     groups = [
         [100 * lines.outcomes[key].val for key in keys if key[:2] == pair and key in lines.outcomes]
@@ -136,7 +156,7 @@ def pooled_spread(keys: Sequence[Key], lines: Lines) -> float | None:
     return statistics.fmean(variances) ** 0.5 if variances else None
 
 
-def make_report(keys: Sequence[Key], lines: Lines, given: list[str], turns: int) -> Report:
+def make_report(keys: Sequence[Key], lines: Trainings, given: list[str], turns: int) -> Report:
     """The study so far; `turns` of step times, 0 for none."""
     setting, pairs = lines.setting, list(dict.fromkeys(key[:2] for key in keys))
     times = step_times(pairs, setting, turns) if turns else None
@@ -211,22 +231,17 @@ def main(arguments: list[str] | None = None) -> int:
             p.error(f"--{name} must be at least {least}, got {getattr(options, name)}")
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # inherited by the processes that train
         os.environ[name] = "1"
-    shared = os.environ.get("GREYLAG_SHARED")
-    root = options.root or (shared and str(Path(shared) / "cifar10")) or ""
-    if options.train and not root:
-        p.error(
-            "where is CIFAR-10? give its folder with --root, or set GREYLAG_SHARED to the folder that holds cifar10"
-        )
-    setting = Setting(options.steps, options.batch, options.lr, root, tuple(options.set))
     # Seeds outermost: whatever the moment of a stop, the scans have been treated alike.
     keys = [
         Key(scan, shift, seed) for seed in range(options.seeds) for shift in options.shifts for scan in options.scans
     ]
     try:
-        lines = Lines(options.output, setting)
+        root = cifar_root(options.root, needed=options.train)
+        setting = Setting(options.steps, options.batch, options.lr, root, tuple(options.set))
+        lines = Trainings(options.output, setting, Key, Outcome)
         if options.train:
             check(configuration(setting.words(keys[0])))
-        wrong = run(keys, lines, options.jobs) if options.train else []
+        wrong = run(keys, lines, options.jobs, _one) if options.train else []
     except UserError as error:
         p.error(str(error))
     report = make_report(keys, lines, given, options.turns)

@@ -1,118 +1,77 @@
-"""The trainings of the scan study: what each is, how all get equal parameters, and the file of the finished ones."""
+"""What studies of many trainings share: the file of finished ones, doing the rest in processes, equal parameters."""
 
 from __future__ import annotations
 
 import functools
 import json
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 
-from benchmarks.vision_training import Outcome, build, configuration, picture_facts
+from benchmarks.vision_training import Outcome
 from core.atomic import replacing
 from core.errors import UserError
 from core.train.runs import revision
 
 LINES = "trainings.jsonl"
-BASE = [
-    "app=vision", "model=vision/pico", "data=vision/cifar10", "trainer=cpu", "logger=csv_only", "threads=1",
-    "model.patch_size=4", "data.augment.auto_augment=null", "data.augment.re_prob=0", "task.pictures=0",
-    "trainer.max_epochs=-1", "trainer.enable_checkpointing=false", "trainer.check_val_every_n_epoch=1000000",
-]  # fmt: skip
-"""A model of 0.27M parameters at 64 tokens, light augmentation: what one core trains in about a minute."""
 
 
-class Key(NamedTuple):
-    """One training of the study."""
-
-    scan: str
-    shift: str
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.scan}, {self.shift} shift, seed {self.seed}"
-
-
-class Setting(NamedTuple):
-    """What all trainings of a study share."""
-
-    steps: int
-    batch: int
-    lr: float
-    root: str
-    overrides: tuple[str, ...]
-
-    def words(self, key: Key) -> list[str]:
-        """The overrides of one training, as for ``greylag train``; parameters are made equal."""
-        common = [
-            *BASE,
-            f"data.root={json.dumps(self.root)}",
-            f"data.batch_size={self.batch}",
-            f"optim.lr={self.lr}",
-            f"trainer.max_steps={self.steps}",
-            *self.overrides,
-        ]
-        own = [f"model.scan={key.scan}", f"model.token_shift={key.shift}", f"seed={key.seed}"]
-        hidden = _hidden_dim(tuple(common), key.scan, key.shift)
-        return [*common, *own, f"model.hidden_dim={hidden}"]
+class Shared(Protocol):
+    """What all trainings of a study have in common."""
 
     def plain(self) -> dict[str, Any]:
-        """What must be the same for lines to stand in one table; where the pictures lay does not matter."""
-        return {"steps": self.steps, "batch": self.batch, "lr": self.lr, "overrides": list(self.overrides)}
+        """What must be the same for lines to stand in one table."""
+        ...
 
 
-@functools.cache
-def _hidden_dim(common: tuple[str, ...], scan: str, shift: str) -> int:
-    """The channel mixers' width, a multiple of 4, that gives the parameters of the model with the quad shift.
-
-    A shift brings one factor per channel for each input that mixes; without it the mixers become a little wider.
-    """
-    config = configuration([*common, f"model.scan={scan}", f"model.token_shift={shift}"])
-    model = config["model"]
-    hidden = model["hidden_dim"] or 4 * model["embed_dim"]
-
-    def parameters(**other: Any) -> int:
-        task = build({**config, "model": {**model, "hidden_dim": hidden, **other}}, picture_facts())
-        return sum(p.numel() for p in task.model.parameters())
-
-    missing = parameters(token_shift="quad") - parameters()
-    per_unit = (parameters(hidden_dim=hidden + 4) - parameters()) / 4
-    return hidden + 4 * round(missing / per_unit / 4)
+Key = TypeVar("Key", bound=NamedTuple)
+Result = TypeVar("Result", bound=Outcome)
+Setting = TypeVar("Setting", bound=Shared)
 
 
-class Lines:
+class Lines(Generic[Setting, Key, Result]):
     """The finished trainings in a folder, one JSON object a line.
+
+    Args:
+        folder: of the study; made with the first line.
+        setting: what all its trainings share.
+        key, outcome: the classes of what names a training and of what it gave.
 
     Raises:
         UserError: a line made with other settings, or one that is no training.
     """
 
-    def __init__(self, folder: Path, setting: Setting) -> None:
+    def __init__(self, folder: Path, setting: Setting, key: Callable[..., Key], outcome: Callable[..., Result]) -> None:
         self.file, self.setting = folder / LINES, setting
-        self.outcomes: dict[Key, Outcome] = {}
-        self._read()
+        self.outcomes: dict[Key, Result] = {}
+        self._read(key, outcome)
 
-    def _read(self) -> None:
+    def _read(self, key: Callable[..., Key], outcome: Callable[..., Result]) -> None:
         if not self.file.is_file():
             return
         for number, line in enumerate(self.file.read_text(encoding="utf-8").splitlines(), 1):
             try:
                 row = json.loads(line)
-                setting, key, outcome = row["setting"], Key(**row["key"]), Outcome(**row["outcome"])
+                setting, name, result = row["setting"], key(**row["key"]), outcome(**row["outcome"])
             except (ValueError, TypeError, KeyError) as error:
                 raise UserError(f"Line {number} of '{self.file}' is no finished training ({error}).") from None
-            wanted = self.setting.plain()
-            for name, value in wanted.items():
-                if setting.get(name) != value:
+            for option, value in self.setting.plain().items():
+                if setting.get(option) != value:
                     raise UserError(
-                        f"'{self.file}' holds trainings with {name}={setting.get(name)}, now it is {value}: "
+                        f"'{self.file}' holds trainings with {option}={setting.get(option)}, now it is {value}: "
                         "give the same or another --output."
                     )
-            self.outcomes[key] = outcome
+            self.outcomes[name] = result
 
-    def add(self, key: Key, outcome: Outcome) -> None:
+    def add(self, key: Key, outcome: Result) -> None:
         """Keep one more, whole or not at all."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         row = {
@@ -123,3 +82,74 @@ class Lines:
         with replacing(self.file) as new:
             new.write_text(f"{before}{json.dumps(row)}\n", encoding="utf-8")
         self.outcomes[key] = outcome
+
+
+# ------------------------------------------------------------------------------------------------ doing what is missing
+
+
+def run(
+    keys: Sequence[Key], lines: Lines[Setting, Key, Result], jobs: int, one: Callable[[Setting, Key], Result]
+) -> list[str]:
+    """Train what is missing, `jobs` at a time in processes of their own; returns what went wrong, a sentence each.
+
+    Args:
+        keys: the trainings that the study wants, in the order in which they are begun.
+        lines: where finished ones are kept.
+        jobs: 1: in this process, one after another.
+        one: the training itself, a function that another process can import.
+    """
+    missing = [key for key in keys if key not in lines.outcomes]
+    print(f"{len(keys) - len(missing)} of {len(keys)} trainings are there", file=sys.stderr, flush=True)
+    wrong = []
+    for key, outcome in _trained(missing, lines.setting, jobs, one):
+        try:
+            result = outcome()
+        except (UserError, ArithmeticError, RuntimeError) as error:
+            wrong.append(f"{key}: {error}")
+            print(wrong[-1], file=sys.stderr, flush=True)
+            continue
+        lines.add(key, result)
+        print(
+            f"{key}: val {result.val:.4f}, test {result.test:.4f}, loss {result.loss:.3f}, "
+            f"{result.steps} steps in {result.seconds:.0f} s; {len(lines.outcomes)} done",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+    return wrong
+
+
+def _trained(
+    keys: list[Key], setting: Setting, jobs: int, one: Callable[[Setting, Key], Result]
+) -> Iterator[tuple[Key, Callable[[], Result]]]:
+    if jobs == 1 or len(keys) < 2:
+        for key in keys:
+            yield key, functools.partial(one, setting, key)
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_end_with_parent) as pool:
+        futures: dict[Future[Result], Key] = {pool.submit(one, setting, key): key for key in keys}
+        for future in as_completed(futures):
+            yield futures[future], future.result
+
+
+def _end_with_parent() -> None:
+    """A killed parent must not leave its trainings running."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+# ---------------------------------------------------------------------------------------------------- equal parameters
+
+
+def matching_width(parameters: Callable[[int], int], wanted: int, start: int, step: int = 4) -> int:
+    """The width, `start` plus a multiple of `step`, whose number of parameters is nearest to `wanted`.
+
+    Args:
+        parameters: their number by width; as of every layer's hidden units, a line.
+    """
+    here = parameters(start)
+    return start + step * round((wanted - here) / (parameters(start + step) - here))

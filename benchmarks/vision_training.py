@@ -8,12 +8,16 @@ model costs.
 from __future__ import annotations
 
 import functools
+import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from apps.vision.data import VisionData
@@ -22,6 +26,7 @@ from apps.vision.images import open_image
 from core.cli.check import problems_of
 from core.cli.compose import compose_run, plain
 from core.errors import UserError
+from core.train.averaging import AveragedWeights
 from core.train.determinism import StepSeeds
 from core.train.instantiate import instantiate
 from core.train.session import build_data, build_task, evaluate
@@ -46,6 +51,21 @@ class Outcome:
     parameters: int
 
 
+def cifar_root(given: str | None, *, needed: bool) -> str:
+    """CIFAR-10's folder: the one given, else the shared one; "" where there is none and none is needed.
+
+    Raises:
+        UserError: it is needed and nobody said where it is. Nothing is downloaded for a benchmark.
+    """
+    shared = os.environ.get("GREYLAG_SHARED")
+    root = given or (shared and str(Path(shared) / "cifar10")) or ""
+    if needed and not root:
+        raise UserError(
+            "where is CIFAR-10? give its folder with --root, or set GREYLAG_SHARED to the folder that holds cifar10"
+        )
+    return root
+
+
 def configuration(words: list[str]) -> dict[str, Any]:
     """The configuration of ``greylag train WORDS``, plain and resolved.
 
@@ -62,8 +82,12 @@ def check(config: dict[str, Any]) -> None:
     instantiate(config["data"], "data")
 
 
-def train(config: dict[str, Any]) -> Outcome:
-    """Train as `config` says, for ``trainer.max_steps``, then look at all validation and test pictures.
+def train(config: dict[str, Any], callbacks: Sequence[Callback] = ()) -> Outcome:
+    """Train as `config` says, then look at all validation and test pictures; with ``ema``, by the averaged weights.
+
+    Args:
+        config: of which ``trainer.max_steps`` ends the training, unless a callback does.
+        callbacks: that look on or stop it.
 
     Raises:
         UserError: options that do not fit; no data.
@@ -73,13 +97,16 @@ def train(config: dict[str, Any]) -> Outcome:
     assert isinstance(data, VisionData)
     _keep_in_memory(data, str(config["data"].get("root")))
     task = build_task(config, data)
-    trainer = build_trainer(config["trainer"], [StepSeeds(int(config["seed"]))], [])
+    seeds = StepSeeds(int(config["seed"]))
+    average = [AveragedWeights(float(config["ema"]))] if config["ema"] is not None else []
+    trainer = build_trainer(config["trainer"], [seeds, *average, *callbacks], [])
     start = time.perf_counter()
     trainer.fit(task, datamodule=data)
     seconds = time.perf_counter() - start
     loss = float(trainer.callback_metrics["train/loss"])
     if not np.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} after {trainer.global_step} steps; a lower optim.lr may help")
+    trainer.callbacks = [seeds]  # type: ignore[attr-defined]  # the average is in the task already
     found = evaluate(trainer, task, data, None)
     parameters = sum(p.numel() for p in task.model.parameters())
     return Outcome(

@@ -11,30 +11,15 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from benchmarks import vision_scan as benchmark
-from benchmarks.vision_study import LINES, Key, Lines, Setting
+from benchmarks.vision_scan import Key, Setting, Trainings
+from benchmarks.vision_study import LINES, run
 from benchmarks.vision_training import Outcome, build, configuration, picture_facts, train
 from core.errors import UserError
 
 SETTING = Setting(2, 4, 1e-3, "pictures", ())
-COLOURS = {"black": 0, "grey": 128, "white": 255}
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("pictures")
-    noise = np.random.default_rng(0)
-    for split, count in (("train", 20), ("test", 4)):
-        for name, value in COLOURS.items():
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = np.clip(value + noise.integers(-9, 10, (32, 32, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
-    return root
 
 
 def outcome(val: float, test: float = 0.5) -> Outcome:
@@ -114,9 +99,9 @@ def test_a_failed_training_is_told_and_the_rest_goes_on(pictures, tmp_path, monk
 def test_two_jobs_in_processes(pictures, tmp_path):
     setting = Setting(2, 4, 1e-3, str(pictures), ("model.depth=2",))
     keys = [Key(scan, "quad", 0) for scan in ("forward", "split2")]
-    lines = Lines(tmp_path, setting)
-    assert benchmark.run(keys, lines, jobs=2) == []
-    assert Lines(tmp_path, setting).outcomes == lines.outcomes
+    lines = Trainings(tmp_path, setting, Key, Outcome)
+    assert run(keys, lines, 2, benchmark._one) == []
+    assert Trainings(tmp_path, setting, Key, Outcome).outcomes == lines.outcomes
     assert set(lines.outcomes) == set(keys)
 
 
@@ -158,21 +143,23 @@ def _marked(mark: str) -> list[str]:
 
 
 def test_lines_of_another_setting_are_refused(tmp_path):
-    Lines(tmp_path, SETTING).add(Key("forward", "quad", 0), outcome(0.5))
+    Trainings(tmp_path, SETTING, Key, Outcome).add(Key("forward", "quad", 0), outcome(0.5))
     with pytest.raises(UserError, match="holds trainings with steps=2, now it is 3"):
-        Lines(tmp_path, SETTING._replace(steps=3))
-    assert Lines(tmp_path, SETTING._replace(root="elsewhere")).outcomes  # the same pictures in another place
+        Trainings(tmp_path, SETTING._replace(steps=3), Key, Outcome)
+    assert Trainings(
+        tmp_path, SETTING._replace(root="elsewhere"), Key, Outcome
+    ).outcomes  # the same pictures in another place
 
 
 def test_a_broken_line_is_told(tmp_path):
     (tmp_path / LINES).write_text('{"key": 1}\n')
     with pytest.raises(UserError, match="Line 1 of .* is no finished training"):
-        Lines(tmp_path, SETTING)
+        Trainings(tmp_path, SETTING, Key, Outcome)
 
 
 def test_the_table_is_the_mean_over_seeds_best_first(tmp_path, capsys, monkeypatch):
     values = {"forward": [0.40, 0.44, 0.42], "split2": [0.50, 0.53, 0.47]}
-    lines = Lines(tmp_path, SETTING)
+    lines = Trainings(tmp_path, SETTING, Key, Outcome)
     for scan, found in values.items():
         for seed, val in enumerate(found):
             lines.add(Key(scan, "quad", seed), outcome(val, val + 0.01))
