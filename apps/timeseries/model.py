@@ -16,13 +16,17 @@ from torch import Tensor, nn
 
 from apps.timeseries import paths
 from apps.timeseries.buffers import push, take
+from apps.timeseries.dlinear import DLinear
 from apps.timeseries.embedding import PatchEmbedding, Tokens, movement
 from apps.timeseries.forecaster import Forecaster, Output
 from apps.timeseries.head import LEVELS
 from apps.timeseries.linear_path import RidgePath
+from apps.timeseries.naive import SeasonalNaive
 from apps.timeseries.normalise import NORMS, Running, running, window_statistics
 from apps.timeseries.paths import History, Paths, fill_forward, naive_paths
+from apps.timeseries.published import PublishedRimer
 from apps.timeseries.readout import Readout
+from apps.timeseries.ridge import Ridge
 from apps.timeseries.series import Series
 from apps.timeseries.stream import NEVER, Stream
 from apps.timeseries.window import WindowForecaster, require_horizon, whole_length
@@ -321,7 +325,13 @@ class RimerModel(WindowForecaster):
                 raise ValueError(f"{width} covariates {name} were given, the model has {expected}")
 
 
-MODELS: dict[str, Callable[..., Forecaster]] = {"rimer": RimerModel}
+MODELS: dict[str, Callable[..., Forecaster]] = {
+    "rimer": RimerModel,
+    "ridge": Ridge,
+    "dlinear": DLinear,
+    "seasonal_naive": SeasonalNaive,
+    "published": PublishedRimer,
+}
 """What a config may name; a file's content builds models through this table and nothing else."""
 
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from apps.timeseries.one_window import OneWindowForecaster
 from core.errors import UserError
 
 CENTRES = ("last", "mean")
@@ -204,3 +205,31 @@ def _blocks(found: Moments, centre: str, input_len: int) -> tuple[Tensor, Tensor
     """Mean moments per window of centred inputs, inputs with targets, targets."""
     matrix = found.centred(centre, input_len) / found.windows
     return matrix[:input_len, :input_len], matrix[:input_len, input_len:], matrix[input_len:, input_len:]
+
+
+class Ridge(OneWindowForecaster):
+    """The closed-form ridge as a forecaster: its matrix is a buffer, nothing is trained.
+
+    Args:
+        input_len, output_len: L and O.
+        scale: fit to series divided by their standard deviation, for series of different units.
+
+    Before :meth:`fit_closed_form` it repeats the last value.
+    """
+
+    weight: Tensor
+
+    def __init__(self, input_len: int = 512, output_len: int = 96, scale: bool = True) -> None:
+        super().__init__(input_len, output_len)
+        self.scale = scale
+        self.register_buffer("weight", torch.zeros(input_len, output_len))
+
+    def fit_closed_form(self, rows: Iterable[Tensor], valid: Iterable[Tensor] | None = None) -> None:
+        """Fit to training series (N,) or (C, N) without gaps; see :func:`fit_ridge`."""
+        found = fit_ridge(rows, *self.weight.shape, valid=valid, scale=self.scale)
+        self.weight.copy_(found.weight)
+
+    def ahead(self, windows: Tensor, periods: Tensor) -> Tensor:
+        """Windows (B, L) -> (B, O)."""
+        del periods
+        return apply(self.weight, windows)
