@@ -3,6 +3,7 @@
 // The threads live for one call and meet at five barriers per layer. Between two of them, rows of the matrices are
 // dealt out in small pieces to whoever is free, so that a thread that starts late or is held up delays nobody; what
 // is per head stays with one thread. Vectors of a few thousand numbers are cheaper made twice than shared.
+// Of several sequences each is one thread's alone, which finds the weights of a small model in its cache.
 //
 // Formulas: core/layers/time_mix.py and channel_mix.py, of which this is the float32 transcription for T = 1.
 // Plain C interface, no headers but the standard library's.
@@ -30,20 +31,22 @@ struct StepLayer {
   double ln_eps, gn_eps, iclr_scale;
 };
 
-// A layer's incoming state: (C), (H, V, K), (C); null is zero.
+// A layer's incoming state: (C), (H, V, K), (C) for each sequence; null is zero. The distances from one sequence's to
+// the next one's are 0 where all share one.
 struct StepState {
   const float *att_shift, *wkv, *ffn_shift;
+  int64_t att_shift_next, wkv_next, ffn_shift_next;
 };
 
 struct StepCall {
-  int64_t layers, dim, heads, key_dim, value_dim, threads;
+  int64_t batch, layers, dim, heads, key_dim, value_dim, threads;
   const StepLayer* layer;
   const StepState* state;
-  const float* x;                           // (C), embedded
+  const float* x;                           // (B, C), embedded
   const float *ln_out_w, *ln_out_b;         // null: no norm at the end
   double ln_out_eps;
-  float* y;                                 // (C)
-  float *att_shift, *wkv, *ffn_shift;       // outgoing states (L, C), (L, H, V, K), (L, C)
+  float* y;                                 // (B, C)
+  float *att_shift, *wkv, *ffn_shift;       // outgoing states (L, B, C), (L, B, H, V, K), (L, B, C)
 };
 
 // y (rows) = matrix (rows, columns) x + bias, which may be null
@@ -157,12 +160,13 @@ void share(std::atomic<int64_t>& next, int64_t rows, int64_t columns, const Row&
     for (int64_t i = start; i < std::min(start + piece, rows); i++) do_row(i);
 }
 
-// Numbers that all threads see.
+// Numbers that all threads at work on one sequence see.
 struct Shared {
-  explicit Shared(const StepCall& c, int64_t threads, int64_t ranks, int64_t hidden)
-      : x(c.x, c.x + c.dim), r(c.dim), k(c.dim), v(c.heads * c.value_dim), v_first(v), y(v), hidden(hidden),
+  Shared(const StepCall& c, int64_t sequence, int64_t threads, int64_t ranks, int64_t hidden)
+      : sequence(sequence), x(c.x + sequence * c.dim, c.x + (sequence + 1) * c.dim), r(c.dim), k(c.dim), v(c.heads * c.value_dim), v_first(v), y(v), hidden(hidden),
         low(threads, std::vector<float>(ranks)), next(4 * c.layers) {}
 
+  const int64_t sequence;
   std::vector<float> x, r, k, v, v_first, y, hidden;
   std::vector<std::vector<float>> low;  // each thread's part of the low-rank maps' inner vectors: w, a, v, g
   std::vector<std::atomic<int64_t>> next;
@@ -181,18 +185,19 @@ class Member {
     for (int64_t i = 0; i < c_.layers; i++) {
       const StepLayer& l = c_.layer[i];
       const StepState& state = c_.state[i];
+      const int64_t at = i * c_.batch + s_.sequence;
       if (l.ln0_w) enter(l);
       normalise(s_.x.data(), c_.dim, l.ln_eps, l.ln1_w, l.ln1_b, normed_.data());
-      if (index_ == 0) std::memcpy(c_.att_shift + i * c_.dim, normed_.data(), c_.dim * sizeof(float));
-      project(l, state.att_shift, s_.next[4 * i]);
+      if (index_ == 0) std::memcpy(c_.att_shift + at * c_.dim, normed_.data(), c_.dim * sizeof(float));
+      project(l, own(state.att_shift, state.att_shift_next), s_.next[4 * i]);
       team_.meet();
-      mix_heads(l, state.wkv, c_.wkv + i * c_.heads * c_.value_dim * c_.key_dim);
+      mix_heads(l, own(state.wkv, state.wkv_next), c_.wkv + at * c_.heads * c_.value_dim * c_.key_dim);
       team_.meet();
       add_rows(l.output, l.output_b, l.gamma1, s_.y, s_.next[4 * i + 1]);
       team_.meet();
       normalise(s_.x.data(), c_.dim, l.ln_eps, l.ln2_w, l.ln2_b, normed_.data());
-      if (index_ == 0) std::memcpy(c_.ffn_shift + i * c_.dim, normed_.data(), c_.dim * sizeof(float));
-      widen(l, state.ffn_shift, s_.next[4 * i + 2]);
+      if (index_ == 0) std::memcpy(c_.ffn_shift + at * c_.dim, normed_.data(), c_.dim * sizeof(float));
+      widen(l, own(state.ffn_shift, state.ffn_shift_next), s_.next[4 * i + 2]);
       team_.meet();
       add_rows(l.ffn_value, nullptr, l.gamma2, s_.hidden, s_.next[4 * i + 3]);
       team_.meet();
@@ -200,6 +205,8 @@ class Member {
   }
 
  private:
+  const float* own(const float* state, int64_t next) const { return state ? state + s_.sequence * next : nullptr; }
+
   // The norm before the first block, on the residual stream itself.
   void enter(const StepLayer& l) {
     normalise(s_.x.data(), c_.dim, l.ln_eps, l.ln0_w, l.ln0_b, normed_.data());
@@ -350,13 +357,21 @@ void rwkv7_step(const StepCall* call) {
     ranks = std::max(ranks, l.rank_w + l.rank_a + l.rank_v + l.rank_g);
     hidden = std::max(hidden, l.hidden);
   }
-  Shared shared(c, c.threads, ranks, hidden);
-  Team team;
-  team.run(c.threads, [&](int64_t index) { Member(c, shared, team, index).run(); });
-  if (c.ln_out_w)
-    normalise(shared.x.data(), c.dim, c.ln_out_eps, c.ln_out_w, c.ln_out_b, c.y);
-  else
-    std::memcpy(c.y, shared.x.data(), c.dim * sizeof(float));
+  const auto through = [&](int64_t sequence, int64_t threads) {
+    Shared shared(c, sequence, threads, ranks, hidden);
+    Team team;
+    team.run(threads, [&](int64_t index) { Member(c, shared, team, index).run(); });
+    float* y = c.y + sequence * c.dim;
+    if (c.ln_out_w)
+      normalise(shared.x.data(), c.dim, c.ln_out_eps, c.ln_out_w, c.ln_out_b, y);
+    else
+      std::memcpy(y, shared.x.data(), c.dim * sizeof(float));
+  };
+  if (c.batch == 1) return through(0, c.threads);
+  std::atomic<int64_t> next{0};
+  Team().run(c.threads, [&](int64_t) {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < c.batch;) through(i, 1);
+  });
 }
 
 void matrix_vector(const MatrixVector* call) {

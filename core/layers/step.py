@@ -1,9 +1,10 @@
 """One token without gradients on a CPU, compiled: a whole stack of RWKV-7 blocks in one call.
 
 Generation at batch 1 is bound by reading every weight once per token. PyTorch's operators spend long on their own
-calls, and its matrix-vector product stays below the memory's rate; ``step.cpp`` does neither. The layers remain the
-definition: the compiled step is taken only where it gives what they would give, to float32's rounding, and nothing
-can tell the difference (no hooks, gradients, autocast, tracing). Everything else goes through the layers.
+calls, and its matrix-vector product stays below the memory's rate; ``step.cpp`` does neither. Small models, whose
+weights stay in the cache, gain at larger batches too. The layers remain the definition: the compiled step is taken only
+where it gives what they would give, to float32's rounding, and nothing can tell the difference (no hooks, gradients,
+autocast, tracing). Everything else goes through the layers.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from core.wkv import build, operator
 from core.wkv.autograd import unwatched
 
 _WORK_PER_THREAD = 1 << 18  # weights that pay for starting a thread
+_MOST_WORK = 1 << 26  # weights times sequences, if there are several: beyond that matrix products are faster
 _OWN = "x_r x_w x_k x_v x_a x_g w0 w1 w2 a0 a1 a2 v0 v1 v2 g1 g2 k_k k_a r_k"  # TimeMix's, where it has them
 
 
@@ -48,12 +50,15 @@ class _Layer(ctypes.Structure):
 
 
 class _LayerState(ctypes.Structure):
-    _fields_ = _fields((ctypes.c_void_p, "att_shift wkv ffn_shift"))
+    _fields_ = _fields(
+        (ctypes.c_void_p, "att_shift wkv ffn_shift"),
+        (ctypes.c_int64, "att_shift_next wkv_next ffn_shift_next"),
+    )
 
 
 class _Call(ctypes.Structure):
     _fields_ = _fields(
-        (ctypes.c_int64, "layers dim heads key_dim value_dim threads"),
+        (ctypes.c_int64, "batch layers dim heads key_dim value_dim threads"),
         (ctypes.c_void_p, "layer state x ln_out_w ln_out_b"),
         (ctypes.c_double, "ln_out_eps"),
         (ctypes.c_void_p, "y att_shift wkv ffn_shift"),
@@ -123,14 +128,14 @@ def step(
 
     Args:
         blocks: of a :class:`core.backbone.Backbone`, and its last norm.
-        x: (1, 1, C), embedded.
+        x: (B, 1, C), embedded.
         state: as the backbone takes it.
         ctx: as the backbone takes it; nothing in it may need a layer's attention.
 
     Returns:
-        (y (1, 1, C), the state after it), or None.
+        (y (B, 1, C), the state after it), or None.
     """
-    if x.shape[0] != 1 or ctx[:2] != (None, None) or ctx.v_first is not None or not ctx.keep_state or not _ordinary(x):
+    if not len(x) or ctx[:2] != (None, None) or ctx.v_first is not None or not ctx.keep_state or not _ordinary(x):
         return None
     plan = _plans.get(blocks)
     if plan is None or plan.ln_out is not ln_out or len(plan.layers) != len(blocks) or not plan.seen.still():
@@ -196,16 +201,19 @@ class _Plan(NamedTuple):
     seen: _Seen
 
     def run(self, x: Tensor, state: State | None) -> tuple[Tensor, State] | None:
-        """None if the state is not as the step reads it."""
-        count, dim = len(self.layers), x.shape[-1]
+        """None if the state is not as the step reads it, or layers would be faster."""
+        count, batch, dim = len(self.layers), len(x), x.shape[-1]
+        weights = batch * self.call.threads
+        if batch > 1 and weights * count > _MOST_WORK:
+            return None
         incoming = (_LayerState * count)()
-        kept = [] if state is None else self._point(incoming, state, dim)  # copies must outlive the call
+        kept = [] if state is None else self._point(incoming, state, batch, dim)  # copies must outlive the call
         if kept is None:
             return None
         y = torch.empty_like(x)
-        shift, ffn_shift, wkv = (x.new_empty(count, 1, *size) for size in ((dim,), (dim,), self.shape))
+        shift, ffn_shift, wkv = (x.new_empty(count, batch, *size) for size in ((dim,), (dim,), self.shape))
         call = _Call.from_buffer_copy(self.call)
-        call.threads = _threads(self.call.threads)
+        call.batch, call.threads = batch, _threads(weights)
         call.layer, call.state = ctypes.addressof(self.layers), ctypes.addressof(incoming)
         call.x, call.y = x.data_ptr(), y.data_ptr()
         call.att_shift, call.wkv, call.ffn_shift = shift.data_ptr(), wkv.data_ptr(), ffn_shift.data_ptr()
@@ -213,7 +221,7 @@ class _Plan(NamedTuple):
         after = zip(shift.unbind(), wkv.unbind(), ffn_shift.unbind(), strict=True)
         return y, State(tuple({"att": {"shift": a, "wkv": s}, "ffn": {"shift": f}} for a, s, f in after))
 
-    def _point(self, incoming: Any, state: State, dim: int) -> list[Tensor] | None:
+    def _point(self, incoming: Any, state: State, batch: int, dim: int) -> list[Tensor] | None:
         """Point `incoming` at the state's tensors; returns them, None if one of them does not fit."""
         if len(state.layers) != len(incoming):
             return None
@@ -227,9 +235,10 @@ class _Plan(NamedTuple):
                 if tensor is None:
                     continue
                 tensor = tensor.contiguous()
-                if not _readable(tensor) or tuple(tensor.shape) not in (size, (1, *size)):
+                if not _readable(tensor) or tuple(tensor.shape) not in (size, (batch, *size)):
                     return None
                 setattr(entry, field, tensor.data_ptr())
+                setattr(entry, f"{field}_next", tensor.numel() // batch if tensor.ndim > len(size) else 0)
                 kept.append(tensor)
         return kept
 

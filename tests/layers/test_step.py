@@ -48,12 +48,12 @@ def by_layers(model: nn.Module, *inputs) -> tuple[Tensor, State]:
         return model(*inputs)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(("batch", "threads"), [(1, 1), (1, 2), (1, 3), (4, 1), (5, 2)])
 @pytest.mark.parametrize("options", OPTIONS, ids=range(len(OPTIONS)))
-def test_a_step_is_what_the_layers_give(shake, close, calls, monkeypatch, options, threads) -> None:
+def test_a_step_is_what_the_layers_give(shake, close, calls, monkeypatch, options, batch, threads) -> None:
     monkeypatch.setattr(compiled, "_threads", lambda weights: threads)
     backbone = shake(Backbone(40, 3, head_dim=8, **options)).eval()
-    x = torch.randn(1, 9, 40)
+    x = torch.randn(batch, 9, 40)
     _, before = backbone(x[:, :5])
     states = {"ours": None, "ours, with a past": before}
     for name, state in states.items():
@@ -96,6 +96,23 @@ def test_a_state_is_not_changed_and_may_be_shared_or_partial(shake, close, calls
         close(after, wanted_after)
         assert all(a.equal(b) for (_, a), (_, b) in zip(state.named_tensors(), copied.named_tensors(), strict=True))
     assert len(calls) == 2
+
+
+def test_a_batch_is_its_rows(shake, close, calls) -> None:
+    """Bit for bit, with states of their own, and one that all share."""
+    backbone = shake(Backbone(32, 2, head_dim=8))
+    x, few = torch.randn(6, 4, 32), torch.randn(6, 1, 32)
+    _, own = backbone(x)
+    shared = State(tuple({"att": {"wkv": torch.randn(4, 8, 8)}, "ffn": {"shift": torch.randn(32)}} for _ in "12"))
+    for state in (None, own, shared):
+        y, after = backbone(few, state)
+        close(y, by_layers(backbone, few, state)[0])
+        for i in range(6):
+            alone, alone_after = backbone(few[i : i + 1], own.select([i]) if state is own else state)
+            assert alone.equal(y[i : i + 1])
+            pairs = zip(after.select([i]).named_tensors(), alone_after.named_tensors(), strict=True)
+            assert all(a.equal(b) for (_, a), (_, b) in pairs)
+    assert len(calls) == 3 * 7
 
 
 def test_a_changed_model_is_noticed(shake, close, calls) -> None:
@@ -175,7 +192,7 @@ def test_watchers_see_every_layer(shake, calls) -> None:
 
 
 @pytest.mark.parametrize(
-    "other", ["attention", "quad", "bidirectional", "rope", "grouped", "double", "bfloat16", "two rows", "training"]
+    "other", ["attention", "quad", "bidirectional", "rope", "grouped", "double", "bfloat16", "many rows", "training"]
 )
 def test_what_it_does_not_do_goes_through_the_layers(shake, calls, other) -> None:
     kwargs: dict[str, object] = {
@@ -187,7 +204,8 @@ def test_what_it_does_not_do_goes_through_the_layers(shake, calls, other) -> Non
         "training": {"drop_path": 0.1},
     }.get(other, {})
     backbone = shake(Backbone(32, 2, head_dim=8, **kwargs))
-    x = torch.randn(2 if other == "two rows" else 1, 1, 32)
+    work = sum(p.numel() for p in backbone.parameters())
+    x = torch.randn(2 + compiled._MOST_WORK // work if other == "many rows" else 1, 1, 32)
     dtype = {"double": torch.float64, "bfloat16": torch.bfloat16}.get(other, torch.float32)
     y = backbone.to(dtype)(x.to(dtype), None, Context(grid=(1, 1)))[0]
     assert y.isfinite().all()
