@@ -50,10 +50,10 @@ class Covariates:
         return replace(self, scalers=scalers)
 
     def of_past(self, extra: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Columns (N, C) of a table -> futr (N, F) and hist (N, E), float32, standardised, 0 where missing."""
+        """Columns (..., C) of a table -> futr (..., F) and hist (..., E), float32, standardised, 0 where missing."""
         cut = len(self.futr)
-        futr = self._standardise(extra[:, :cut], self.futr) if self.futr else None
-        return futr, self._standardise(extra[:, cut:], self.hist) if self.hist else None
+        futr = self._standardise(extra[..., :cut], self.futr) if self.futr else None
+        return futr, self._standardise(extra[..., cut:], self.hist) if self.hist else None
 
     def of_future(
         self,

@@ -7,7 +7,7 @@ mean is refused in a sentence: unknown columns, repeated or irregular stamps, in
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import narwhals as nw
@@ -58,6 +58,18 @@ class Table:
     def end(self) -> np.ndarray:
         """(B,) int64, the index of the step after each last one."""
         return self.start + self.lengths
+
+    def between(self, begins: np.ndarray, ends: np.ndarray) -> Table:
+        """Steps `begins` to `ends` (B,) of each series; those that have none there are left out."""
+        kept = np.flatnonzero(np.minimum(ends, self.lengths) > begins)
+        return replace(
+            self,
+            ids=[self.ids[i] for i in kept],
+            start=self.start[kept] + begins[kept],
+            phase=self.phase[kept],
+            values=[self.values[i][begins[i] : ends[i]] for i in kept],
+            extra=[self.extra[i][begins[i] : ends[i]] for i in kept],
+        )
 
 
 def read(

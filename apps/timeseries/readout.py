@@ -12,7 +12,7 @@ from apps.timeseries.head import LEVELS, QuantileHead
 
 
 class Readout(nn.Module):
-    """Weights over the naive paths by slot, plus a residual network that sees the paths and the covariates ahead.
+    """Weights over the naive paths by slot and effects of the covariates ahead, plus a residual network that sees both.
 
     It starts as the plain average of the paths.
 
@@ -41,6 +41,10 @@ class Readout(nn.Module):
         nn.init.zeros_(self.choice.weight)
         nn.init.zeros_(self.choice.bias)
         self.ahead = nn.Linear(slots * (paths - 1 + n_futr), dim)
+        self.effect = nn.Linear(dim, n_futr) if n_futr else None
+        if self.effect is not None:
+            nn.init.zeros_(self.effect.weight)
+            nn.init.zeros_(self.effect.bias)
         self.fc1 = nn.Linear(dim, 2 * dim)
         self.fc2 = nn.Linear(2 * dim, dim)
         self.dropout = nn.Dropout(dropout)
@@ -63,6 +67,8 @@ class Readout(nn.Module):
         choice = self.choice(x)[:, :, None] + self.choice_by_slot
         weight = choice.masked_fill(~available, -torch.inf).softmax(-1)
         centre = (weight[..., 1:] * paths).sum(-1)
+        if futr is not None and self.effect is not None:  # what is known of a step moves that step, alike in every slot
+            centre = centre + (self.effect(x)[:, :, None] * futr).sum(-1)
         features = paths if futr is None else torch.cat((paths, futr), dim=-1)
         x = x + self.ahead(features.flatten(2))
         x = x + self.fc2(F.silu(self.fc1(x)))
