@@ -11,15 +11,16 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
-import torch
-
-from benchmarks.vision_training import Outcome
 from core.atomic import replacing
 from core.errors import UserError
 from core.train.runs import revision
+
+if TYPE_CHECKING:  # the processes of a study need not wait for torch until they train
+    from benchmarks.vision_training import Outcome
 
 LINES = "trainings.jsonl"
 
@@ -33,7 +34,7 @@ class Shared(Protocol):
 
 
 Key = TypeVar("Key", bound=NamedTuple)
-Result = TypeVar("Result", bound=Outcome)
+Result = TypeVar("Result", bound="Outcome")
 Setting = TypeVar("Setting", bound=Shared)
 
 
@@ -76,7 +77,7 @@ class Lines(Generic[Setting, Key, Result]):
         self.file.parent.mkdir(parents=True, exist_ok=True)
         row = {
             "key": key._asdict(), "outcome": asdict(outcome), "setting": self.setting.plain(), "code": revision(),
-            "torch": torch.__version__,
+            "torch": version("torch"),
         }  # fmt: skip
         before = self.file.read_text(encoding="utf-8") if self.file.is_file() else ""
         with replacing(self.file) as new:

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import statistics
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -103,43 +98,6 @@ def test_two_jobs_in_processes(pictures, tmp_path):
     assert run(keys, lines, 2, benchmark._one) == []
     assert Trainings(tmp_path, setting, Key, Outcome).outcomes == lines.outcomes
     assert set(lines.outcomes) == set(keys)
-
-
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
-def test_a_killed_study_leaves_nobody_running(pictures, tmp_path, repository):
-    arguments = command(pictures, tmp_path, "--jobs", "2")
-    arguments[arguments.index("--steps") + 1] = "100000"
-    environment = {**os.environ, "GREYLAG_TEST_MARK": str(tmp_path)}
-    study = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.vision_scan", *arguments], cwd=repository, env=environment,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        assert _within(60, lambda: len(_marked(str(tmp_path))) >= 3)
-    finally:
-        study.send_signal(signal.SIGKILL)
-        study.wait()
-    assert _within(60, lambda: not _marked(str(tmp_path)))
-
-
-def _within(seconds: float, condition) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.2)
-    return False
-
-
-def _marked(mark: str) -> list[str]:
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"GREYLAG_TEST_MARK={mark}".encode() in (process / "environ").read_bytes():
-                found.append(process.name)
-        except OSError:
-            continue
-    return found
 
 
 def test_lines_of_another_setting_are_refused(tmp_path):
