@@ -12,6 +12,8 @@ from apps.timeseries.columns import Columns
 from core.errors import UserError
 
 ENDINGS = (".csv", ".csv.gz", ".parquet")
+FLOATS = "%.10g"
+"""How numbers are written into CSV."""
 
 
 def read_frame(path: Path, columns: Columns, name: str = "input") -> pd.DataFrame:
@@ -43,7 +45,7 @@ def write_frame(frame: pd.DataFrame, path: Path) -> None:
             _require_arrow(path)
             frame.to_parquet(path, index=False)
         else:
-            frame.to_csv(path, index=False)
+            frame.to_csv(path, index=False, float_format=FLOATS)
     except OSError as error:
         raise UserError(f"'{path}' could not be written: {error.strerror or error}.") from None
 

@@ -19,8 +19,9 @@ from apps.timeseries.embedded import load_embedded
 from apps.timeseries.files import read_frame
 from apps.timeseries.frame import Table
 from apps.timeseries.panel import Panel
+from apps.timeseries.parts import static_part
 from apps.timeseries.splits import split_ends
-from core.errors import UserError, did_you_mean
+from core.errors import UserError
 
 
 class FrameData(ForecastData):
@@ -61,7 +62,7 @@ class FrameData(ForecastData):
         known = Covariates(tuple(self.futr), tuple(self.hist), tuple(self.static))
         table = frames.read(frame, self.columns, self.freq, known.columns, name=name)
         table = _observed_part(table, f"Column '{self.columns.y}' of {name}")
-        fixed = known.read_static(self._static_frame(frame, name), table.ids, self.columns)
+        fixed = known.read_static(static_part(frame, self.columns, self.static, name), table.ids, self.columns)
         lengths = torch.from_numpy(table.lengths)
         ends = split_ends(lengths, self.horizon, self.val_size, self.test_size)
         known = known.fitted(table, fixed, ends[0].numpy())
@@ -94,21 +95,6 @@ class FrameData(ForecastData):
             return super().stamps(number, first, steps)
         index = self.table.start[number] + np.arange(first, first + steps)
         return self.table.frequency.stamps(index, np.full(steps, self.table.phase[number]))
-
-    def _static_frame(self, frame: pd.DataFrame, name: str) -> pd.DataFrame | None:
-        """One row a series; the static columns stand in every row of it."""
-        if not self.static:
-            return None
-        for column in self.static:
-            if column not in frame.columns:
-                raise UserError(
-                    f"{name} has no column '{column}'{did_you_mean(column, [str(c) for c in frame.columns])}"
-                )
-        fixed = pd.DataFrame(frame, columns=pd.Index([self.columns.unique_id, *self.static])).drop_duplicates()
-        if (twice := fixed.duplicated(self.columns.unique_id)).any():
-            which = list(fixed[self.columns.unique_id])[list(twice).index(True)]
-            raise UserError(f"The static columns of {name} change within series '{which}'; move them to data.hist.")
-        return fixed
 
 
 def _observed_part(table: Table, what: str) -> Table:

@@ -99,7 +99,7 @@ def test_a_constant_or_empty_history_gives_no_loss_and_no_gradient_that_is_none(
     values[:, 64:] = 100.0
     observed = torch.ones(2, 80, dtype=torch.bool)
     observed[1, :64] = False
-    series = Series(values, observed, torch.zeros(2).long(), torch.zeros(2, 2).long())
+    series = Series(values, observed, torch.zeros(2).long(), torch.zeros(2, 1).long())
     visible = observed[:, :64]
     loss = ForecastLoss()(model, model(series.first(64).seen_as(visible)), values, observed, visible)
     loss.backward()
