@@ -11,7 +11,8 @@ from apps.timeseries.metrics import pinball
 from core.errors import UserError
 
 LOSSES = ("quantile", "mse", "mae")
-SPACES = ("normalised", "data")
+SPACES = ("normalised", "local", "data")
+_HEAVIEST = 8.0  # weight of a series in the local space
 _CONSTANT = 1e-5  # of the level: a history that varies less says nothing of its scale
 
 
@@ -22,7 +23,9 @@ class ForecastLoss:
 
     Args:
         kind: "quantile" (pinball loss, mean over the levels), "mse" or "mae" (of point forecasters).
-        space: "normalised", every series counts the same; "data", errors in the data's own units, for sets that are
+        space: "normalised", every series counts the same; "local", as that, but series whose steps are small beside
+            their spread (trends, walks) count more, as scaled errors have it: by the root of spread by mean step,
+            8 at most; "data", errors in the data's own units, for sets that are
             scaled as a whole, such as ETT.
 
     Raises:
@@ -60,6 +63,8 @@ class ForecastLoss:
         varies = out.scale > _CONSTANT * out.loc.abs() + torch.finfo(torch.float32).tiny
         counts &= varies & shown.any(-1, keepdim=True).cummax(1).values
         losses = self._losses(model, out, target)
+        if self.space == "local":
+            losses = losses * _weights(out, values, observed)[..., None]
         return losses.where(counts, 0.0).sum() / counts.sum().clamp_min(1)
 
     def _losses(self, model: Forecaster, out: Output, target: Tensor) -> Tensor:
@@ -73,3 +78,12 @@ class ForecastLoss:
             return pinball(found, target, levels).mean(-1).float()
         error = (found[..., 0] - target).float()
         return error.square() if self.kind == "mse" else error.abs()
+
+
+def _weights(out: Output, values: Tensor, observed: Tensor) -> Tensor:
+    """Of each token in the local space, (B, T) float32; 1 where no two neighbouring steps are known."""
+    both = observed[:, 1:] & observed[:, :-1]
+    steps = values.diff(dim=1).abs().where(both, 0.0).sum(1) / both.sum(1).clamp_min(1)
+    ratio = out.scale[..., 0] / steps[:, None]
+    weights = ratio.where(steps[:, None] > 0, 1.0).sqrt().clamp(1.0, _HEAVIEST)
+    return weights.float()

@@ -176,6 +176,7 @@ def hidden_blocks(
     chance: float,
     share: float,
     tail: int,
+    lengths: Tensor | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """What to hide of training inputs, so that missing values, half-filled patches and far horizons are learned.
@@ -189,6 +190,7 @@ def hidden_blocks(
         chance: share of the rows that are hit.
         share: up to which share of such a row is hidden (roughly: blocks may overlap); uniform between 0 and this.
         tail: longest tail; at least one step stays visible.
+        lengths: (rows,) int64, where each row's tail ends; None: at the last step.
         device: of the result; draws come from its global generator.
 
     Returns:
@@ -205,8 +207,9 @@ def hidden_blocks(
     patches = -(-steps // patch_len)
     coarse = _geometric_blocks(uniform(rows, patches), uniform(rows, patches), rate, 2.0)
     coarse = coarse.repeat_interleave(patch_len, 1)[:, :steps]
-    longest = max(0, min(tail, steps - 1))
-    kept = steps - (1 + (uniform(rows, 1) * longest).floor()).clamp_max(longest)
+    ends = torch.full((rows, 1), steps, device=device) if lengths is None else lengths[:, None]
+    longest = (ends - 1).clamp(0, tail)
+    kept = ends - torch.minimum(1 + (uniform(rows, 1) * longest).floor(), longest)
     tails = torch.arange(steps, device=device) >= kept
     return hit & torch.where(kind == 0, fine, torch.where(kind == 1, coarse, tails))
 

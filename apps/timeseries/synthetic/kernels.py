@@ -1,9 +1,9 @@
 """Gaussian processes from kernels combined by + and x, after KernelSynth (Ansari et al., arXiv 2403.07815, app. A).
 
 Stationary kernels are drawn by circulant embedding (Wood & Chan 1994) in O(n log n): the autocovariance is laid on a
-circle of twice the length, its spectrum shapes white noise. Where the embedding is not positive, negative parts of the
-spectrum are cut off, so that long-memory kernels are drawn approximately. A linear kernel times k is the exact
-t * g(t) with g from k, and a linear kernel alone a random line.
+circle, whose length is a multiple of the season's, and its spectrum shapes white noise. Where that is not positive, its
+negative parts are cut off, so that kernels with a memory beyond the circle are drawn approximately. A linear kernel
+times k is the exact t * g(t) with g from k, and a linear kernel alone a random line.
 """
 
 from __future__ import annotations
@@ -42,35 +42,45 @@ def white(lag: Floats) -> Floats:
     return (lag == 0).astype(np.float64)
 
 
-def draw_stationary(rng: np.random.Generator, autocovariance: Floats) -> Floats:
+def circle(n: int, periods: Sequence[float]) -> int:
+    """Half the length of a circle for paths of n steps, with room to forget; seasons of whole steps close on it."""
+    least = n + n // 2
+    for period in sorted(periods, reverse=True):
+        if period <= n:
+            return int(np.ceil(least / period) * period)
+    return next(length for length in _QUICK if length >= least)
+
+
+def draw_stationary(rng: np.random.Generator, autocovariance: Floats, n: int) -> Floats:
     """One path of the zero-mean Gaussian process with this autocovariance.
 
     Args:
         rng: where numbers come from.
-        autocovariance: (n,) at lags 0 .. n-1.
+        autocovariance: (half + 1,) at lags 0 .. half; half as of :func:`circle`.
+        n: steps, at most half + 1.
 
     Returns:
         (n,).
     """
-    n = len(autocovariance)
-    half = next(length for length in _QUICK if length >= n)
-    circle = np.zeros(2 * half)
-    circle[:n] = autocovariance
-    circle[2 * half - n + 1 :] = autocovariance[:0:-1]
-    spectrum = np.maximum(rfft(circle).real, 0.0)
+    half = len(autocovariance) - 1
+    assert n <= half + 1
+    spectrum = rfft(np.concatenate((autocovariance, autocovariance[-2:0:-1]))).real
+    positive = np.maximum(spectrum, 0.0)
+    power = 2 * positive.sum() - positive[0] - positive[-1]
+    positive *= 2 * half * autocovariance[0] / power  # what was cut off must not cost variance
     noise = rng.standard_normal((2, half + 1))
-    waves = np.sqrt(spectrum * half) * (noise[0] + 1j * noise[1])
+    waves = np.sqrt(positive * half) * (noise[0] + 1j * noise[1])
+    waves[[0, -1]] *= np.sqrt(2.0)  # their imaginary parts count for nothing
     return irfft(waves, 2 * half)[:n]
 
 
-def draw_kernel(rng: np.random.Generator, n: int, periods: Sequence[float]) -> Floats:
-    """Autocovariance (n,) of one random kernel of the bank; seasonal ones take the given periods."""
-    lag = np.arange(n, dtype=np.float64)
+def draw_kernel(rng: np.random.Generator, lag: Floats, n: int, periods: Sequence[float]) -> Floats:
+    """Autocovariance at the given lags of one random kernel of the bank, for paths of n steps and these seasons."""
     kind = rng.random()
     if periods and kind < 0.45:
         period = periods[int(rng.integers(len(periods)))]
         return periodic(lag, period, np.exp(rng.uniform(np.log(0.3), np.log(3.0))))
-    length = n * np.exp(rng.uniform(np.log(0.02), np.log(1.5)))
+    length = n * np.exp(rng.uniform(np.log(0.02), np.log(0.7)))
     if kind < 0.65:
         return rbf(lag, length)
     if kind < 0.8:
@@ -79,19 +89,20 @@ def draw_kernel(rng: np.random.Generator, n: int, periods: Sequence[float]) -> F
         return exponential(lag, length)
     if kind < 0.95:
         return white(lag)
-    return np.ones(n)
+    return np.ones_like(lag)
 
 
 def gaussian_process(rng: np.random.Generator, n: int, periods: Sequence[float]) -> Floats:
     """A path (n,) of one to five kernels, joined left to right by + or x, each with a variance of its own."""
-    covariance = draw_kernel(rng, n, periods)
+    lag = np.arange(circle(n, periods) + 1.0)
+    covariance = draw_kernel(rng, lag, n, periods)
     for _ in range(int(rng.integers(0, 5))):
-        other = draw_kernel(rng, n, periods)
+        other = draw_kernel(rng, lag, n, periods)
         covariance = covariance * other if rng.random() < 0.5 else covariance + rng.exponential() * other
     noise = rng.random()
     if noise < 0.7:
         covariance[0] += covariance[0] * 0.25 * noise**2
-    path = draw_stationary(rng, covariance)
+    path = draw_stationary(rng, covariance, n)
     line = rng.random()
     if line < 0.35:
         t = np.linspace(-0.5, 0.5, n) + rng.uniform(-0.5, 0.5)

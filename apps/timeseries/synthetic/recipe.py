@@ -46,6 +46,8 @@ class Drawn(NamedTuple):
     observed: np.ndarray
     start: int
     periods: np.ndarray
+    history: int
+    """Steps before the ``output_len`` last ones."""
 
 
 def draw_path(rng: np.random.Generator, n: int, rhythm: Rhythm) -> Floats:
@@ -83,7 +85,8 @@ def draw(rng: np.random.Generator, context: int, output_len: int, rhythms: Seque
         rhythms: names from :data:`apps.timeseries.synthetic.rhythms.RHYTHMS`; None: all that fit the context.
     """
     rhythm = draw_rhythm(rng, context, rhythms)
-    steps = draw_history(rng, rhythm, context) + output_len
+    history = draw_history(rng, rhythm, context)
+    steps = history + output_len
     path = mixup(rng, steps, rhythm) if rng.random() < MIXED else draw_path(rng, steps, rhythm)
     values, observed = np.zeros(context + output_len), np.zeros(context + output_len, dtype=bool)
     values[:steps] = _scaled(rng, path)
@@ -92,4 +95,4 @@ def draw(rng: np.random.Generator, context: int, output_len: int, rhythms: Seque
     periods = np.zeros(2, dtype=np.int64)
     if rng.random() < TOLD:
         periods[: len(rhythm.periods)] = rhythm.periods
-    return Drawn(values, observed, int(rng.integers(0, 1_000_000)), periods)
+    return Drawn(values, observed, int(rng.integers(0, 1_000_000)), periods, history)
