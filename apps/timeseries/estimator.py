@@ -43,7 +43,7 @@ class Rimer:
         model: "rimer", or a twin: "ridge", "dlinear", "seasonal_naive", ...
         patch_len: steps per token; None: by the input's size, 16 at most.
         hidden_size, num_layers, mixer, norm, dropout: of the network.
-        loss: "quantile"; or "mse" or "mae", for points alone.
+        loss: "quantile"; or "mse" or "mae", for points alone; None: quantiles, of a model that can.
         quantiles: levels that are trained; those between are interpolated, none beyond are given.
         point: what the column named `alias` holds: "median" or "mean".
         max_steps, learning_rate, weight_decay, batch_size: of the training; windows a batch.
@@ -77,7 +77,7 @@ class Rimer:
         mixer: str = "rwkv7",
         norm: str = "causal",
         dropout: float = 0.1,
-        loss: str = "quantile",
+        loss: str | None = None,
         quantiles: Sequence[float] = LEVELS,
         point: str = "median",
         max_steps: int = 500,
@@ -103,13 +103,13 @@ class Rimer:
     ) -> None:
         given = {key: value for key, value in locals().items() if key not in ("self", "options")}
         for name in ("h", "max_steps", "batch_size", "val_check_steps", "inference_batch_size"):
-            require_whole(name, given[name])
+            given[name] = require_whole(name, given[name])
         if point not in POINTS:
             raise UserError(f"point is {point!r}; expected one of {', '.join(POINTS)}.")
         futr, hist, static = (tuple(names or ()) for names in (futr_exog_list, hist_exog_list, stat_exog_list))
-        self.h, self.alias, self.point = h, alias, point
+        self.h, self.alias, self.point = given["h"], alias, point
         self._base = Learned(
-            h,
+            self.h,
             Covariates(futr, hist, static),
             None if freq is None else frequency.parse(freq),
             [season_length] if isinstance(season_length, int) else season_length,
@@ -119,6 +119,7 @@ class Rimer:
             **given,
             "quantiles": list(quantiles),
             "freq": self._base.frequency and self._base.frequency.alias,
+            **options,
         }
         self.learned = self._base
         self._options = options
@@ -131,6 +132,7 @@ class Rimer:
         val_size: int = 0,
         static_df: Any = None,
         *,
+        use_init_models: bool = False,
         freq: str | int | None = None,
         id_col: str = "unique_id",
         time_col: str = "ds",
@@ -142,6 +144,8 @@ class Rimer:
             df: pandas or polars, a row for each series and step, in any order; NaN for a missing value.
             val_size: steps at the end of each series for validation: 0, or at least one horizon.
             static_df: one row a series, with the columns of `stat_exog_list`.
+            use_init_models: start from fresh weights. Else a model that is there, from an earlier call or from
+                :meth:`from_pretrained`, is trained further, its sizes and its scaling of covariates as they are.
             freq: see the constructor, which it outranks.
             id_col, time_col, target_col: names of the columns.
 
@@ -151,6 +155,8 @@ class Rimer:
         base = self._before(freq, id_col, time_col, target_col)
         table = base.read(df)
         static = base.read_static(static_df, table.ids)
+        if not use_init_models:
+            base = replace(self.learned, frequency=base.frequency, columns=base.columns)
         self.learned = base.fitted(table, static, val_size, self._given, self._options)
         self._fitted, self._live = (table, static), None
         return self
@@ -186,7 +192,7 @@ class Rimer:
         """
         learned, h = self.learned, self.h if h is None else h
         model = learned.forecaster
-        require_whole("h", h)
+        h = require_whole("h", h)
         wanted = Wanted.of(self.alias, level, quantiles)
         wanted.check(model.quantiles)
         if df is None:
@@ -266,11 +272,11 @@ class Rimer:
             A frame with id, time, cutoff, target, `alias` and what was asked for, by series, cutoff and time. Series
             too short for a window are left out of it, with a warning.
         """
-        wanted, h = Wanted.of(self.alias, level, quantiles), self.h if h is None else h
+        wanted = Wanted.of(self.alias, level, quantiles)
         base = self._before(freq, id_col, time_col, target_col)
         table = base.read(df)
         static = base.read_static(static_df, table.ids)
-        plan = Backtest(table, static, h, n_windows, step_size)
+        plan = Backtest(table, static, self.h if h is None else h, n_windows, step_size)
 
         def model_for(window: int, part: Table) -> Learned | None:
             if use_fitted:

@@ -36,7 +36,7 @@ class Recipe(NamedTuple):
     val_check_steps: int
     early_stop_patience_steps: int
     random_seed: int
-    loss: str
+    loss: str | None
     point: str
     verbose: bool
     accelerator: str
@@ -100,8 +100,8 @@ class KeepBest(Callback):
             trainer.should_stop = True
 
 
-def fit(model: dict[str, Any], data: ForecastData, recipe: Recipe) -> Forecaster:
-    """A forecaster trained from fresh weights, in evaluation mode, on the device it was trained on.
+def fit(model: Mapping[str, Any], data: ForecastData, recipe: Recipe, before: Forecaster | None = None) -> Forecaster:
+    """A trained forecaster, in evaluation mode.
 
     What is drawn depends on the recipe's seed alone, and leaves the callers' random numbers as they were.
 
@@ -109,6 +109,7 @@ def fit(model: dict[str, Any], data: ForecastData, recipe: Recipe) -> Forecaster
         model: see :func:`apps.timeseries.model.build_model`.
         data: its training part is learned; its validation part, if it has one, chooses among the weights.
         recipe: how.
+        before: whose weights it starts from; None: fresh ones.
 
     Raises:
         UserError: options that make no sense, or weights that are not finite in the end.
@@ -117,7 +118,10 @@ def fit(model: dict[str, Any], data: ForecastData, recipe: Recipe) -> Forecaster
     with kept_random_state():
         data.setup_once()
         seed_all(derive_seed(recipe.random_seed, "initial weights"))
-        task = ForecastTask(model, optim, data.describe(), loss=recipe.loss, point=recipe.point, pictures=0)
+        loss = recipe.loss or ("quantile" if "quantiles" in model else "mse")
+        task = ForecastTask(dict(model), optim, data.describe(), loss=loss, point=recipe.point, pictures=0)
+        if before is not None:
+            task.model.load_state_dict(before.state_dict())
         best = KeepBest(recipe.early_stop_patience_steps)
         callbacks: list[Callback] = [StepSeeds(recipe.random_seed), best]
         if recipe.verbose:

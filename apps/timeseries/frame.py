@@ -21,6 +21,8 @@ from core.errors import UserError
 
 MOST_MISSING = 1000
 """Steps without a row for each one with; more mean a wrong stamp or frequency."""
+ENOUGH_STEPS = 10
+"""From so many on that are all multiples of several steps, the frequency is another one."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ def read(
     keys = ids.filter(ids.is_first_distinct()).to_list()
     _refuse_repeats(stamps, begins, keys, found, name)
     index, phase = _regular(found, stamps, begins, keys, phases or {}, name)
+    if freq is not None and target:
+        _refuse_sparse(found, index, begins, name)
     numbers = np.column_stack([read_numbers(frame, c, columns, name) for c in wanted] or [np.empty((len(stamps), 0))])
     start, dense = _spread(index, begins, numbers, keys, stamps, found, name)
     values = [part[:, 0] if target else np.full(len(part), np.nan) for part in dense]
@@ -238,6 +242,15 @@ def _regular(
             "or round or resample the timestamps."
         )
     return index, phase
+
+
+def _refuse_sparse(freq: Frequency, index: np.ndarray, begins: np.ndarray, name: str) -> None:
+    """UserError where all rows keep several steps apart: then the frequency is another one."""
+    steps = np.delete(np.diff(index), begins[1:] - 1)
+    if len(steps) >= ENOUGH_STEPS and (apart := int(np.gcd.reduce(steps))) > 1:
+        raise UserError(
+            f"The rows of {name} are {apart} steps of frequency {freq.alias!r} apart; give the freq that they have."
+        )
 
 
 def _spread(

@@ -122,7 +122,7 @@ class Learned:
     def fitted(
         self, table: Table, static: Statics | None, val_size: int, arguments: Mapping[str, Any], further: dict[str, Any]
     ) -> Self:
-        """With a model trained on these series.
+        """With a model trained on these series: the one that is there further, or a new one.
 
         Args:
             table, static: the series.
@@ -132,19 +132,20 @@ class Learned:
         """
         borders = training_borders(table, self.h, val_size)
         fixed = None if static is None else np.stack([static[key] for key in table.ids])
-        covariates = self.covariates.fitted(table, fixed, borders[0].numpy())
+        covariates = self.covariates if self.model else self.covariates.fitted(table, fixed, borders[0].numpy())
         learned = replace(self, covariates=covariates, frequency=table.frequency)
         seasons = learned.seasons(table.frequency)
         longest = int(borders[0].max())
-        sizes = choose_sizes(self.h, arguments["input_size"], arguments["patch_len"], seasons, longest)
-        options = model_options(arguments, further, sizes, self.h, covariates, seasons)
+        patch_len = self.model.patch_len if self.model else arguments["patch_len"]
+        sizes = choose_sizes(self.h, arguments["input_size"], patch_len, seasons, longest)
+        options = self.options or model_options(arguments, further, sizes, self.h, covariates, seasons)
         recipe = Recipe.of(arguments)
         per_epoch = recipe.batch_size * min(recipe.val_check_steps, recipe.max_steps)
         data = PanelData(
             _panel(table, covariates, fixed, seasons), borders, learned.describe(), context=sizes.context,
             horizon=self.h, batch_size=recipe.batch_size, windows_per_epoch=per_epoch, seed=recipe.random_seed,
         )  # fmt: skip
-        return replace(learned, model=fit(options, data, recipe), options=options)
+        return replace(learned, model=fit(options, data, recipe, self.model), options=options)
 
 
 def _panel(table: Table, covariates: Covariates, fixed: np.ndarray | None, seasons: Sequence[int]) -> Panel:

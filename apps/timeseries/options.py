@@ -31,10 +31,11 @@ class Sizes(NamedTuple):
     output_len: int
 
 
-def require_whole(name: str, value: Any, least: int = 1) -> None:
-    """UserError unless `value` is a whole number of at least `least`."""
+def require_whole(name: str, value: Any, least: int = 1) -> int:
+    """The value; UserError unless it is a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise UserError(f"{name} is {value!r}; a whole number of at least {least} was expected.")
+    return int(value)
 
 
 def choose_sizes(h: int, input_size: int | None, patch_len: int | None, seasons: Sequence[int], longest: int) -> Sizes:
@@ -95,7 +96,7 @@ def model_options(
         **counts,
         "dim": arguments["hidden_size"],
         "head_dim": min(32, arguments["hidden_size"]),
-        "quantiles": list(arguments["quantiles"]) if arguments["loss"] == "quantile" else [],
+        "quantiles": list(arguments["quantiles"]) if arguments["loss"] in (None, "quantile") else [],
         "patch_len": sizes.patch_len,
         "output_len": sizes.output_len if "patch_len" in known else h,
         "input_len": sizes.context if windowed else None,

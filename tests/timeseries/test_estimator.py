@@ -393,6 +393,21 @@ def test_zero_shot_on_other_frames(fitted: Rimer, tmp_path: Path) -> None:
     assert model.fit(frame, id_col="shop", time_col="month", target_col="sold").predict().shape == (3, 3)
 
 
+def test_fit_goes_on_from_the_weights_that_are_there(fitted: Rimer, panel: pd.DataFrame, tmp_path: Path) -> None:
+    fitted.save(tmp_path)
+    still = {"learning_rate": 0.0, "weight_decay": 0.0, "h": 4}
+    days = rows_of({"x": series(50, 5.0, 1)})
+    days["ds"] = pd.date_range("2026-01-01", periods=50)
+    model = Rimer.from_pretrained(tmp_path, freq="D", **still).fit(days)
+    same(model.predict(), Rimer.from_pretrained(tmp_path, freq="D").predict(df=days, h=4))
+    assert model.learned.seasons(model.learned.frequency) == (7,)
+    before = fitted.learned.forecaster.state_dict()
+    moved = Rimer.from_pretrained(tmp_path).fit(panel).learned.forecaster.state_dict()
+    fresh = Rimer.from_pretrained(tmp_path).fit(panel, use_init_models=True).learned.forecaster.state_dict()
+    assert all(torch.equal(fresh[name], before[name]) for name in before)
+    assert not all(torch.equal(moved[name], before[name]) for name in before)
+
+
 def test_zones_survive_saving(tmp_path: Path) -> None:
     frame = rows_of({"x": series(60, 0.0, 1)})
     frame["ds"] = frame["ds"].dt.tz_localize("Europe/Vienna")
@@ -424,8 +439,7 @@ def test_arguments_are_called_as_neuralforecasts() -> None:
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_model_goes_through_the_estimator(name: str, panel: pd.DataFrame, tmp_path: Path) -> None:
-    loss = {} if name == "rimer" else {"loss": "mse"}
-    model = Rimer(H, 48, model=name, alias="Twin", **loss, **SMALL).fit(panel, val_size=12)
+    model = Rimer(H, 48, model=name, alias="Twin", **SMALL).fit(panel, val_size=12)
     found = model.predict()
     assert list(found.columns) == ["unique_id", "ds", "Twin"]
     assert np.isfinite(numbers(found)).all()

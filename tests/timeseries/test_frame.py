@@ -151,6 +151,13 @@ def test_mistakes_are_told_in_a_sentence(
         frame.read(rows if library == "pandas" else pl.from_pandas(rows), **options)
 
 
+def test_rows_of_another_frequency_are_refused() -> None:
+    days = pd.DataFrame({"unique_id": "a", "ds": pd.date_range("2026-01-01", periods=11), "y": 1.0})
+    with pytest.raises(UserError, match="rows of df are 24 steps of frequency 'h' apart; give the freq"):
+        frame.read(days, freq="h")
+    assert len(frame.read(days[:3], freq="h").values[0]) == 49
+
+
 def test_what_is_no_frame() -> None:
     with pytest.raises(UserError, match="df is a list; a pandas or polars DataFrame was expected"):
         frame.read([1, 2])
