@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from apps.timeseries.head import LEVELS, QuantileHead
 
+MIXES = ("convex", "affine")
+_NEAR = 1e-3  # of a scale: paths closer than this lie as good as together
 
 class Readout(nn.Module):
     """Weights over the naive paths by slot and effects of the covariates ahead, plus a residual network that sees both.
@@ -23,6 +25,9 @@ class Readout(nn.Module):
         levels: quantile levels, () for a point forecast.
         n_futr: number of covariates known ahead.
         dropout: of the features before the last map.
+        mix: "convex", weights between 0 and 1 from what the backbone has read; "affine", weights that sum to 1 and may
+            be negative, so that a mixture goes beyond the paths as trends do, chosen after a look at the paths and at
+            how far they lie apart.
     """
 
     def __init__(
@@ -34,8 +39,18 @@ class Readout(nn.Module):
         *,
         n_futr: int = 0,
         dropout: float = 0.0,
+        mix: str = "convex",
     ) -> None:
         super().__init__()
+        if mix not in MIXES:
+            raise ValueError(f"mix is {mix!r}; expected one of {', '.join(MIXES)}")
+        self.beyond: nn.Linear | None = None
+        if mix == "affine":
+            self.pairs = torch.triu_indices(paths, paths, 1)
+            self.apart = nn.Linear(self.pairs.shape[1], dim)
+            self.beyond = nn.Linear(dim, paths)
+            nn.init.zeros_(self.beyond.weight)
+            nn.init.zeros_(self.beyond.bias)
         self.choice = nn.Linear(dim, paths)
         self.choice_by_slot = nn.Parameter(torch.zeros(slots, paths))
         nn.init.zeros_(self.choice.weight)
@@ -64,12 +79,21 @@ class Readout(nn.Module):
         """
         everywhere = torch.ones_like(available[..., :1])
         available = torch.cat((everywhere, available), dim=-1)[:, :, None]
-        choice = self.choice(x)[:, :, None] + self.choice_by_slot
-        weight = choice.masked_fill(~available, -torch.inf).softmax(-1)
-        centre = (weight[..., 1:] * paths).sum(-1)
-        if futr is not None and self.effect is not None:  # what is known of a step moves that step, alike in every slot
-            centre = centre + (self.effect(x)[:, :, None] * futr).sum(-1)
         features = paths if futr is None else torch.cat((paths, futr), dim=-1)
-        x = x + self.ahead(features.flatten(2))
-        x = x + self.fc2(F.silu(self.fc1(x)))
-        return self.head(self.dropout(x), centre)
+        read = x + self.ahead(features.flatten(2))
+        if self.beyond is not None:
+            read = read + self.apart(self._distances(paths))
+        read = read + self.fc2(F.silu(self.fc1(read)))
+        choice = self.choice(x if self.beyond is None else read)[:, :, None] + self.choice_by_slot
+        weight = choice.masked_fill(~available, -torch.inf).softmax(-1)
+        if self.beyond is not None:
+            beyond = self.beyond(read)[:, :, None] * available
+            weight = weight + beyond - beyond.sum(-1, keepdim=True) * weight
+        centre = (weight[..., 1:] * paths).sum(-1)
+        return self.head(self.dropout(read), centre)
+
+    def _distances(self, paths: Tensor) -> Tensor:
+        """Mean distances of every two paths over the slots, as logarithms: (B, T, pairs)."""
+        every = torch.cat((torch.zeros_like(paths[..., :1]), paths), dim=-1)
+        one, other = self.pairs.to(every.device)
+        return ((every[..., one] - every[..., other]).abs().mean(2) + _NEAR).log()
