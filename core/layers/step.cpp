@@ -3,7 +3,7 @@
 // The threads live for one call and meet at five barriers per layer. Between two of them, rows of the matrices are
 // dealt out in small pieces to whoever is free, so that a thread that starts late or is held up delays nobody; what
 // is per head stays with one thread. Vectors of a few thousand numbers are cheaper made twice than shared.
-// Of several sequences each is one thread's alone, which finds the weights of a small model in its cache.
+// Of several sequences each is one thread's alone, which finds weights in its cache that it has just read for another.
 //
 // Formulas: core/layers/time_mix.py and channel_mix.py, of which this is the float32 transcription for T = 1.
 // Plain C interface, no headers but the standard library's.
@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -62,6 +63,7 @@ namespace {
 
 constexpr int kLanes = 8;
 constexpr int64_t kPiece = 12288;  // weights dealt out at a time
+constexpr int64_t kTogether = 8;   // sequences that one thread follows at a time
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef float VecLoose __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
@@ -180,31 +182,37 @@ class Member {
       : c_(call), s_(shared), team_(team), index_(index), normed_(call.dim), decay_(call.dim), iclr_(call.dim),
         kk_(call.dim), b_(call.dim), gate_(shared.v.size()), mixed_(6, std::vector<float>(call.dim)) {}
 
-  void run() {
-    first_value_ = true;
-    for (int64_t i = 0; i < c_.layers; i++) {
-      const StepLayer& l = c_.layer[i];
-      const StepState& state = c_.state[i];
-      const int64_t at = i * c_.batch + s_.sequence;
-      if (l.ln0_w) enter(l);
-      normalise(s_.x.data(), c_.dim, l.ln_eps, l.ln1_w, l.ln1_b, normed_.data());
-      if (index_ == 0) std::memcpy(c_.att_shift + at * c_.dim, normed_.data(), c_.dim * sizeof(float));
-      project(l, own(state.att_shift, state.att_shift_next), s_.next[4 * i]);
-      team_.meet();
-      mix_heads(l, own(state.wkv, state.wkv_next), c_.wkv + at * c_.heads * c_.value_dim * c_.key_dim);
-      team_.meet();
-      add_rows(l.output, l.output_b, l.gamma1, s_.y, s_.next[4 * i + 1]);
-      team_.meet();
-      normalise(s_.x.data(), c_.dim, l.ln_eps, l.ln2_w, l.ln2_b, normed_.data());
-      if (index_ == 0) std::memcpy(c_.ffn_shift + at * c_.dim, normed_.data(), c_.dim * sizeof(float));
-      widen(l, own(state.ffn_shift, state.ffn_shift_next), s_.next[4 * i + 2]);
-      team_.meet();
-      add_rows(l.ffn_value, nullptr, l.gamma2, s_.hidden, s_.next[4 * i + 3]);
-      team_.meet();
-    }
+  // A block in five phases, between which a team meets.
+  void project(int64_t layer) {
+    layer_ = layer;
+    const StepLayer& l = c_.layer[layer];
+    if (l.ln0_w) enter(l);
+    normalise(s_.x.data(), c_.dim, l.ln_eps, l.ln1_w, l.ln1_b, normed_.data());
+    if (index_ == 0) std::memcpy(c_.att_shift + place() * c_.dim, normed_.data(), c_.dim * sizeof(float));
+    project(l, own(state().att_shift, state().att_shift_next), s_.next[4 * layer]);
+  }
+  void mix_heads() {
+    float* next = c_.wkv + place() * c_.heads * c_.value_dim * c_.key_dim;
+    mix_heads(c_.layer[layer_], own(state().wkv, state().wkv_next), next);
+  }
+  void put_out() {
+    const StepLayer& l = c_.layer[layer_];
+    add_rows(l.output, l.output_b, l.gamma1, s_.y, s_.next[4 * layer_ + 1]);
+  }
+  void widen() {
+    const StepLayer& l = c_.layer[layer_];
+    normalise(s_.x.data(), c_.dim, l.ln_eps, l.ln2_w, l.ln2_b, normed_.data());
+    if (index_ == 0) std::memcpy(c_.ffn_shift + place() * c_.dim, normed_.data(), c_.dim * sizeof(float));
+    widen(l, own(state().ffn_shift, state().ffn_shift_next), s_.next[4 * layer_ + 2]);
+  }
+  void narrow() {
+    const StepLayer& l = c_.layer[layer_];
+    add_rows(l.ffn_value, nullptr, l.gamma2, s_.hidden, s_.next[4 * layer_ + 3]);
   }
 
  private:
+  const StepState& state() const { return c_.state[layer_]; }
+  int64_t place() const { return layer_ * c_.batch + s_.sequence; }
   const float* own(const float* state, int64_t next) const { return state ? state + s_.sequence * next : nullptr; }
 
   // The norm before the first block, on the residual stream itself.
@@ -340,10 +348,28 @@ class Member {
   Shared& s_;
   Team& team_;
   const int64_t index_;
+  int64_t layer_ = 0;
   bool first_value_ = true;
   std::vector<float> normed_, decay_, iclr_, kk_, b_, gate_;
   std::vector<std::vector<float>> mixed_;  // r, k, v, w, a, g
 };
+
+// The stack for sequences that one team follows together, a phase of all before the next: the weights of a phase stay
+// in the cache meanwhile.
+void walk(int64_t layers, std::vector<Member>& members, Team& team) {
+  for (int64_t i = 0; i < layers; i++) {
+    for (auto& m : members) m.project(i);
+    team.meet();
+    for (auto& m : members) m.mix_heads();
+    team.meet();
+    for (auto& m : members) m.put_out();
+    team.meet();
+    for (auto& m : members) m.widen();
+    team.meet();
+    for (auto& m : members) m.narrow();
+    team.meet();
+  }
+}
 
 }  // namespace
 
@@ -357,20 +383,29 @@ void rwkv7_step(const StepCall* call) {
     ranks = std::max(ranks, l.rank_w + l.rank_a + l.rank_v + l.rank_g);
     hidden = std::max(hidden, l.hidden);
   }
-  const auto through = [&](int64_t sequence, int64_t threads) {
-    Shared shared(c, sequence, threads, ranks, hidden);
+  const auto through = [&](int64_t first, int64_t count, int64_t threads) {
+    std::deque<Shared> shared;
+    for (int64_t i = first; i < first + count; i++) shared.emplace_back(c, i, threads, ranks, hidden);
     Team team;
-    team.run(threads, [&](int64_t index) { Member(c, shared, team, index).run(); });
-    float* y = c.y + sequence * c.dim;
-    if (c.ln_out_w)
-      normalise(shared.x.data(), c.dim, c.ln_out_eps, c.ln_out_w, c.ln_out_b, y);
-    else
-      std::memcpy(y, shared.x.data(), c.dim * sizeof(float));
+    team.run(threads, [&](int64_t index) {
+      std::vector<Member> members;
+      for (auto& s : shared) members.emplace_back(c, s, team, index);
+      walk(c.layers, members, team);
+    });
+    for (const auto& s : shared) {
+      float* y = c.y + s.sequence * c.dim;
+      if (c.ln_out_w)
+        normalise(s.x.data(), c.dim, c.ln_out_eps, c.ln_out_w, c.ln_out_b, y);
+      else
+        std::memcpy(y, s.x.data(), c.dim * sizeof(float));
+    }
   };
-  if (c.batch == 1) return through(0, c.threads);
+  if (c.batch == 1) return through(0, 1, c.threads);
+  const int64_t piece = std::min(kTogether, (c.batch + c.threads - 1) / c.threads);
   std::atomic<int64_t> next{0};
   Team().run(c.threads, [&](int64_t) {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < c.batch;) through(i, 1);
+    for (int64_t i; (i = next.fetch_add(piece, std::memory_order_relaxed)) < c.batch;)
+      through(i, std::min(piece, c.batch - i), 1);
   });
 }
 

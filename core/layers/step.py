@@ -32,7 +32,7 @@ from core.wkv import build, operator
 from core.wkv.autograd import unwatched
 
 _WORK_PER_THREAD = 1 << 18  # weights that pay for starting a thread
-_MOST_WORK = 1 << 26  # weights times sequences, if there are several: beyond that matrix products are faster
+_MOST_WORK = 1 << 27  # weights times sequences, if there are several: beyond that matrix products are faster
 _OWN = "x_r x_w x_k x_v x_a x_g w0 w1 w2 a0 a1 a2 v0 v1 v2 g1 g2 k_k k_a r_k"  # TimeMix's, where it has them
 
 
