@@ -57,6 +57,7 @@ class RimerModel(WindowForecaster):
         input_len: window of norm="window" and of the ridge path, a multiple of P.
         ridge: take a closed-form linear forecast from the last input_len steps as one more path; it is fitted by
             :meth:`fit_closed_form` before training.
+        mix: of the paths: "convex" or "affine", see :class:`apps.timeseries.readout.Readout`.
 
     Raises:
         ValueError: sizes that do not fit, unknown names.
@@ -86,6 +87,7 @@ class RimerModel(WindowForecaster):
         drop_path: float = 0.0,
         input_len: int | None = None,
         ridge: bool = False,
+        mix: str = "convex",
     ) -> None:
         super().__init__()
         _check_sizes(patch_len, output_len, norm, input_len, ridge)
@@ -106,7 +108,7 @@ class RimerModel(WindowForecaster):
         self.backbone = Backbone(**shape, mixer=mixer, hidden_dim=self.hidden_dim, drop_path=drop_path)
         self.ridge = RidgePath(input_len, output_len) if ridge and input_len else None
         count = 1 + paths.count(num_periods) + (self.ridge is not None)
-        self.readout = Readout(dim, patch_len + output_len, count, quantiles, n_futr=n_futr, dropout=dropout)
+        self.readout = Readout(dim, patch_len + output_len, count, quantiles, n_futr=n_futr, dropout=dropout, mix=mix)
         self.quantiles = self.readout.head.levels
 
     def fit_closed_form(self, rows: Iterable[Tensor], valid: Iterable[Tensor] | None = None) -> None:

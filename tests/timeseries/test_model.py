@@ -10,6 +10,7 @@ from torch import Tensor
 
 from apps.timeseries.forecaster import Forecaster
 from apps.timeseries.model import RimerModel, build_model
+from apps.timeseries.readout import Readout
 from apps.timeseries.series import Series, stack
 from apps.timeseries.stream import Stream
 from core import count_parameters
@@ -25,6 +26,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "forgetting": {"norm_halflife": 50.0},
     "unnormalised": {"norm": "none", "arcsinh": False},
     "ridge": {"ridge": True, "input_len": 32},
+    "affine": {"mix": "affine"},
     "no periods": {"num_periods": 0, "max_position": 0},
     "point": {"quantiles": ()},
     "covariates": {"n_futr": 2, "n_hist": 1, "n_static": 3},
@@ -132,7 +134,7 @@ def test_a_series_alone_and_in_a_batch_of_other_lengths_is_the_same(kind: str) -
         close(found[i : i + 1], model.forecast(alone, 20, None if known is None else known[i : i + 1]))
 
 
-@pytest.mark.parametrize("kind", ["plain", "attention", "covariates", "ridge"])
+@pytest.mark.parametrize("kind", ["plain", "attention", "covariates", "ridge", "affine"])
 def test_the_future_never_changes_a_forecast(kind: str) -> None:
     model = made(kind)
     series = batch(model)
@@ -249,3 +251,20 @@ def test_series_that_do_not_fit_are_refused() -> None:
     stream = streamed(with_covariates, batch(with_covariates), [77])
     with pytest.raises(ValueError, match="for all 9 steps"):
         with_covariates.forecast(stream, 9, torch.zeros(6, 3, 2))
+
+
+def test_an_affine_mixture_begins_as_a_convex_one_and_goes_beyond_the_paths() -> None:
+    torch.manual_seed(0)
+    readout = Readout(8, 4, 3, (), mix="affine")
+    x = torch.randn(2, 5, 8)
+    available = torch.tensor([True, False]).expand(2, 5, 2)
+    shares = torch.tensor([0.5, 0.5, 0.0])
+    torch.testing.assert_close(readout._weights(x, available), shares[:, None].expand(2, 5, 3, 4))
+    assert readout.beyond is not None
+    torch.nn.init.normal_(readout.beyond.weight)
+    weights = readout._weights(x, available)
+    torch.testing.assert_close(weights.sum(2), torch.ones(2, 5, 4))
+    assert (weights[:, :, 2] == 0).all(), "a path that does not exist gets no weight"
+    assert weights.min() < 0 < 1 < weights.max()
+    with pytest.raises(ValueError, match="mix is 'other'"):
+        Readout(8, 4, 3, (), mix="other")

@@ -43,8 +43,8 @@ def structural(rng: np.random.Generator, n: int, periods: Sequence[int]) -> Floa
     if rng.random() < 0.25:
         trend = trend + draw_trend(rng, n) * _log_uniform(rng, 0.05, 1.0)
     seasons = np.zeros(n)
-    if periods and rng.random() < 0.85:
-        seasons = draw_seasons(rng, n, periods) * _log_uniform(rng, 0.08, 3.0)
+    if periods and rng.random() < 0.9:
+        seasons = draw_seasons(rng, n, periods) * _log_uniform(rng, 0.1, 4.0)
     errors = noise(rng, n) * _log_uniform(rng, 0.02, 1.2)
     if rng.random() < 0.15:  # loud and quiet times
         errors = errors * np.exp(0.7 * draw_trend(rng, n))
@@ -78,7 +78,7 @@ def smoothing(rng: np.random.Generator, n: int, periods: Sequence[int]) -> Float
         slope = recur([damping], [1.0, -damping], np.append(start, beta * shocks[:-1]))
         level = level + np.cumsum(slope)
     path = np.append(0.0, level[:-1]) + errors
-    if periods and rng.random() < 0.75:
+    if periods and rng.random() < 0.85:
         path = path + _moving_season(rng, errors, periods[0], (1 - alpha) * rng.beta(1.0, 4.0))
     return _exponential(rng, path) if rng.random() < 0.6 else path
 
