@@ -189,7 +189,7 @@ def _notes(keys: Sequence[Key], lines: Trainings, jobs: int) -> Sequence[str]:
     notes = [
         f"All: width {setting.width}, depth {setting.depth}, heads of {HEAD}, patches of {setting.patch} pixels, "
         f"batches of {setting.batch}, AdamW, lr {setting.lr:g} {rate}, label smoothing 0.1, averaged weights (EMA). "
-        "One recipe for all, not tuned for any of them.",
+        "One recipe for all; its rate was guessed from short runs of VRWKV-7 alone, and tuned for none.",
         "DeiT: timm's deit_tiny_patch16_224 (class token, SDPA) at this width and depth. The twin: VRWKV-7's skeleton "
         "with SDPA and GELU MLPs. The MLPs of both are widened until the parameters are equal.",
         "Time is that of training, data included, validation not. "
