@@ -59,13 +59,17 @@ class QuantileHead(nn.Module):
             bias[:, : self.middle] = start[: self.middle]
             bias[:, self.middle + 1 :] = start[self.middle :]
 
-    def forward(self, x: Tensor, centre: Tensor) -> Tensor:
-        """Features (..., dim) and what the median is added to (..., slots) -> (..., slots, Q), rising along Q."""
+    def forward(self, x: Tensor, centre: Tensor, unit: Tensor | None = None) -> Tensor:
+        """Features (..., dim) and what the median is added to (..., slots) -> (..., slots, Q), rising along Q.
+
+        With a `unit` (...) all that is added is counted in it.
+        """
         raw = self.out(x).unflatten(-1, (self.slots, self.width))
-        median = raw[..., self.middle] + centre
+        unit = None if unit is None else unit[..., None]
+        median = raw[..., self.middle] * (1.0 if unit is None else unit) + centre
         if not self.levels:
             return median[..., None]
-        gaps = F.softplus(raw)
+        gaps = F.softplus(raw) if unit is None else F.softplus(raw) * unit[..., None]
         below = gaps[..., : self.middle].flip(-1).cumsum(-1).flip(-1)
         above = gaps[..., self.middle + 1 :].cumsum(-1)
         median = median[..., None]

@@ -58,7 +58,7 @@ def naive_paths(history: History, end: Tensor, base: Tensor, slots: int, periods
         Where a path does not exist (no period, less than a season seen) it repeats the last value.
     """
     step = base[..., None] + torch.arange(slots, device=base.device)
-    last = _at(history, (end - 1)[..., None]).expand(step.shape)
+    last = value_at(history, (end - 1)[..., None]).expand(step.shape)
     values, available = [last], [end > history.low]
     for period in periods.unbind(1):
         length = period.clamp(min=1)[:, None, None]
@@ -66,12 +66,12 @@ def naive_paths(history: History, end: Tensor, base: Tensor, slots: int, periods
         back = (ahead + length - 1) // length * length
         for lag in range(LAGS):
             there = (period[:, None] > 0) & (end - (lag + 1) * period[:, None] >= history.low)
-            values.append(torch.where(there[..., None], _at(history, step - back - lag * length), last))
+            values.append(torch.where(there[..., None], value_at(history, step - back - lag * length), last))
             available.append(there)
     return Paths(torch.stack(values, dim=-1), torch.stack(available, dim=-1))
 
 
-def _at(history: History, step: Tensor) -> Tensor:
+def value_at(history: History, step: Tensor) -> Tensor:
     """The value at each step (B, T, slots), at the history's edge where it does not reach."""
     index = (step - history.offset[:, None, None]).clamp(0, history.filled.shape[1] - 1)
     return history.filled.gather(1, index.flatten(1)).view(step.shape)

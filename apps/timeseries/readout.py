@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from apps.timeseries.changes import Changes
 from apps.timeseries.head import LEVELS, QuantileHead
 
 MIXES = ("convex", "affine")
@@ -27,8 +28,9 @@ class Readout(nn.Module):
         n_futr: number of covariates known ahead.
         dropout: of the features before the last map.
         mix: "convex", weights between 0 and 1 from what the backbone has read; "affine", weights that sum to 1 and may
-            be negative, so that a mixture goes beyond the paths as trends do, chosen after a look at the paths and at
-            how far they lie apart.
+            be negative, so that a mixture goes beyond the paths as trends do, chosen after a look at the paths, at how
+            far they lie apart and at recent changes, in whose unit the residuals are.
+        num_changes: lags of the recent changes; for "affine".
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Readout(nn.Module):
         n_futr: int = 0,
         dropout: float = 0.0,
         mix: str = "convex",
+        num_changes: int = 0,
     ) -> None:
         super().__init__()
         if mix not in MIXES:
@@ -48,7 +51,7 @@ class Readout(nn.Module):
         self.beyond: nn.Linear | None = None
         if mix == "affine":
             self.pairs = torch.triu_indices(paths, paths, 1)
-            self.apart = nn.Linear(self.pairs.shape[1], dim)
+            self.apart = nn.Linear(self.pairs.shape[1] + 2 * num_changes, dim)
             self.beyond = nn.Linear(dim, paths)
             nn.init.zeros_(self.beyond.weight)
             nn.init.zeros_(self.beyond.bias)
@@ -66,7 +69,14 @@ class Readout(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = QuantileHead(dim, slots, levels)
 
-    def forward(self, x: Tensor, paths: Tensor, available: Tensor, futr: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        paths: Tensor,
+        available: Tensor,
+        futr: Tensor | None = None,
+        changes: Changes | None = None,
+    ) -> Tensor:
         """Predictions of every slot.
 
         Args:
@@ -74,6 +84,7 @@ class Readout(nn.Module):
             paths: (B, T, slots, K - 1) float32, normalised; the level, which is 0, is added here.
             available: (B, T, K - 1) bool.
             futr: (B, T, slots, F) float32.
+            changes: for "affine".
 
         Returns:
             (B, T, slots, Q), rising along Q.
@@ -81,13 +92,14 @@ class Readout(nn.Module):
         features = paths if futr is None else torch.cat((paths, futr), dim=-1)
         read = x + self.ahead(features.flatten(2))
         if self.beyond is not None:
-            read = read + self.apart(self._distances(paths))
+            apart = self._distances(paths)
+            read = read + self.apart(apart if changes is None else torch.cat((apart, changes.features), dim=-1))
         read = read + self.fc2(F.silu(self.fc1(read)))
         weight = self._weights(x if self.beyond is None else read, available)
         centre = (weight[:, :, 1:] * paths.transpose(-1, -2)).sum(2)
         if futr is not None and self.effect is not None:  # what is known of a step moves that step, alike in every slot
             centre = centre + (self.effect(x)[:, :, None] * futr).sum(-1)
-        return self.head(self.dropout(read), centre)
+        return self.head(self.dropout(read), centre, None if changes is None else changes.unit)
 
     def _weights(self, x: Tensor, available: Tensor) -> Tensor:
         """Of the level and the paths, (B, T, K, slots): slots last, where a CPU's softmax is ten times faster."""
