@@ -48,8 +48,12 @@ class Pipeline(ModelHubMixin):
         """The work of ``greylag predict``: files in, files or a printed table out; returns the exit code."""
         raise NotImplementedError(f"{type(self).__name__} does not predict from files.")
 
+    def graph(self) -> nn.Module:
+        """What ``greylag export`` writes as a graph: tensors in, a tensor out; overridden where the model is not so."""
+        return self.model
+
     def example_inputs(self) -> tuple[Tensor, ...]:
-        """Inputs of the model's forward, batch of two, for ``greylag export``; overridden where export applies."""
+        """Inputs of the graph's forward, batch of two, for ``greylag export``; overridden where export applies."""
         raise UserError(f"{type(self).__name__} cannot be exported as a graph; format=safetensors works.")
 
     def card_text(self) -> str:

@@ -16,12 +16,16 @@ from apps.timeseries.paths import fill_forward
 from apps.timeseries.windows import Case
 
 
-def seasonal_naive(case: Case, period: int) -> Tensor:
-    """The last season repeated, (B, horizon) float64; the last value where less than a season is known.
+def seasonal_naive(case: Case) -> Tensor:
+    """The last of each series' most important seasons repeated, (B, horizon) float64; of one without, the last value.
 
-    Gaps of the history are filled by the value before them.
+    So where less than a season is known. Gaps of the history are filled by the value before them.
     """
     history = case.history
+    if history.periods.shape[1]:
+        period = history.periods[:, :1].clamp_min(1)
+    else:
+        period = torch.ones_like(case.length)[:, None]
     horizon = case.target.shape[1]
     first = history.values.gather(1, history.observed.long().argmax(1, keepdim=True)).squeeze(1)
     filled = fill_forward(history.values, history.observed, first)
@@ -52,11 +56,11 @@ class Breakdown:
         self.model = ForecastErrors(self.levels, self.point)
         self.naive = ForecastErrors(())
 
-    def update(self, case: Case, forecast: Tensor, observed: Tensor, period: int) -> None:
-        """Add a batch: forecast (B, h, Q), observed (B, h), the season of the naive forecast in steps."""
+    def update(self, case: Case, forecast: Tensor, observed: Tensor) -> None:
+        """Add a batch: forecast (B, h, Q), observed (B, h)."""
         case = Case(case.history.to("cpu"), *(part.cpu() for part in case[1:]))
         forecast, observed = forecast.double().cpu(), observed.cpu()
-        naive = seasonal_naive(case, period)
+        naive = seasonal_naive(case)
         self.model.update(forecast, case.target, observed, case.scale)
         self.naive.update(naive[..., None], case.target, observed, case.scale)
         error = (point_of(forecast, self.levels, self.point) - case.target).abs()

@@ -7,6 +7,7 @@ pipe(frame, h=26, level=[80])
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,7 +27,7 @@ from apps.timeseries.files import FLOATS, read_frame, write_frame
 from apps.timeseries.forecaster import Forecaster
 from apps.timeseries.graph import Window
 from apps.timeseries.model import build_model
-from apps.timeseries.parts import is_ahead, static_part
+from apps.timeseries.parts import is_ahead, last_rows, static_part
 from core.errors import UserError, did_you_mean
 from core.pipeline import Pipeline
 
@@ -92,6 +93,7 @@ class TimeseriesPipeline(Pipeline):
         time_col: str | None = None,
         target_col: str | None = None,
         point: str | None = None,
+        context: int | None = None,
         plot: str | None = None,
         **options: Any,
     ) -> int:
@@ -108,6 +110,8 @@ class TimeseriesPipeline(Pipeline):
             freq, season_length: of the series, if they are not those it was trained with.
             id_col, time_col, target_col: names of the columns, if they are not those it was trained with.
             point: "median" or "mean".
+            context: latest rows of each series that are read; None: as many as in training, which is what the
+                model is good at; 0: all.
             plot: a .png, .svg or .pdf file to draw the first six series into.
 
         Returns:
@@ -126,14 +130,20 @@ class TimeseriesPipeline(Pipeline):
         rimer.learned = replace(rimer.learned, columns=columns)
         frame = _read(input, columns)
         covariates = rimer.learned.covariates
+        history = pd.DataFrame(frame[~is_ahead(frame, columns)])
+        if rows := self.config["data"].get("context", 0) if context is None else context:
+            history = last_rows(history, columns, rows)
         parts: dict[str, Any] = {
-            "df": frame[~is_ahead(frame, columns)],
+            "df": history,
             "static_df": static_part(frame, columns, covariates.static, f"'{input}'"),
             "futr_df": frame if covariates.futr else None,
             "h": h,
         }
         percents = _within((80, 95), rimer) if level is None and quantiles is None else _as_list(level)
-        found = rimer.predict(**parts, level=percents, quantiles=_as_list(quantiles))
+        try:
+            found = rimer.predict(**parts, level=percents, quantiles=_as_list(quantiles))
+        except UserError as error:  # which speaks of the estimator's arguments
+            raise UserError(re.sub(r"\b(futr_|static_)?df\b", f"'{input}'", str(error))) from None
         if output is None:
             found.to_csv(sys.stdout, index=False, float_format=FLOATS)
         else:

@@ -173,7 +173,7 @@ class ForecastTask(Task):
         """As validation, under the name "test"."""
         forecast = self._evaluate(batch, "test")
         assert self._breakdown is not None
-        self._breakdown.update(batch, forecast, judged(batch), self.period)
+        self._breakdown.update(batch, forecast, judged(batch))
 
     def _evaluate(self, batch: Case, split: str) -> Tensor:
         out = self(batch.history)
@@ -223,11 +223,6 @@ class ForecastTask(Task):
         ahead = None if series.futr is None else _rows_from(series.futr, batch.length, horizon)
         return model.forecast(stream, horizon, ahead)
 
-    @property
-    def period(self) -> int:
-        """The season of the naive forecast beside the model's, in steps."""
-        return int((self.hparams["data"]["season_length"] or [1])[0])
-
     def new_breakdown(self) -> Breakdown:
         """An empty one for this model."""
         return Breakdown(self.forecaster.quantiles, self.point)
@@ -239,7 +234,7 @@ class ForecastTask(Task):
         found = self.new_breakdown()
         for batch in data.val_dataloader() if split == "val" else data.test_dataloader():
             here = _to(batch, self.device)
-            found.update(batch, self.forecast(here), judged(batch), self.period)
+            found.update(batch, self.forecast(here), judged(batch))
         return found
 
     def study(
@@ -253,7 +248,6 @@ class ForecastTask(Task):
             found["splits"][split] = {
                 "forecasts": len(getattr(data, f"{split}_set")),
                 "horizon": self.horizon,
-                "season": self.period,
                 "errors": breakdown.summary(),
                 "by_step": breakdown.by_step(),
                 "by_series": breakdown.by_series(names),

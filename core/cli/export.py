@@ -94,7 +94,7 @@ def write_torch_export(pipeline: Pipeline, target: Path, tolerance: float) -> Ex
     """
     import torch
 
-    model, inputs = pipeline.model.cpu().eval(), _example(pipeline)
+    model, inputs = pipeline.graph().cpu().eval(), _example(pipeline)
     file = target / "model.pt2"
     program, plain = exported(model, inputs)
     torch.export.save(program, file)
@@ -141,7 +141,7 @@ def write_onnx(pipeline: Pipeline, target: Path, tolerance: float) -> Exported:
     import onnxruntime
     import torch
 
-    model, inputs = pipeline.model.cpu().eval(), _example(pipeline)
+    model, inputs = pipeline.graph().cpu().eval(), _example(pipeline)
     file = target / "model.onnx"
     exported_program, plain = exported(model, inputs)
     if not plain:

@@ -186,12 +186,14 @@ def test_seasonal_naive_repeats_the_last_season() -> None:
     values[0], values[1, :3] = torch.arange(12.0), torch.tensor([7.0, 8.0, 9.0])
     observed = values > -1
     observed[0, 9], observed[1, 3:] = False, False
-    history = Series(values, observed, torch.zeros(2).long(), torch.zeros(2, 1).long())
+    history = Series(values, observed, torch.zeros(2).long(), torch.full((2, 1), 4))
     blank = torch.zeros(2, 6)
     case = Case(history, torch.tensor([12, 3]), blank, blank > 0, torch.ones(2), torch.zeros(2, 2).long())
-    found = seasonal_naive(case, 4)
+    found = seasonal_naive(case)
     assert found[0].tolist() == [8, 8, 10, 11, 8, 8], "the missing step 9 is filled by step 8"
     assert found[1].tolist() == [9, 7, 8, 9, 9, 7], "less than a season is known: its last value, then what there is"
+    alone = seasonal_naive(case._replace(history=history._replace(periods=torch.zeros(2, 0).long())))
+    assert alone[0].tolist() == [11] * 6
 
 
 def test_the_breakdown_adds_up_to_the_metrics(data: FakeSeries) -> None:
@@ -202,7 +204,7 @@ def test_the_breakdown_adds_up_to_the_metrics(data: FakeSeries) -> None:
     for row in range(len(cases.target)):
         one = Case(Series(*(None if p is None else p[row : row + 1] for p in cases.history)),
                    *(part[row : row + 1] for part in cases[1:]))  # fmt: skip
-        found.update(one, forecast[row : row + 1], judged(one), 12)
+        found.update(one, forecast[row : row + 1], judged(one))
     errors = found.summary()
     counts = judged(cases).sum(0).double()
     by_step = found.by_step()
