@@ -37,17 +37,24 @@ def empty(
 
 
 def push(
-    stream: Stream, values: Tensor, observed: Tensor, lengths: Tensor, futr: Tensor | None, hist: Tensor | None
+    stream: Stream, values: Tensor, observed: Tensor, lengths: Tensor | None, futr: Tensor | None, hist: Tensor | None
 ) -> Stream:
-    """The streams with `lengths` (B,) of the n new steps (B, n) in their buffers; the network's part unchanged."""
-    steps = torch.arange(values.shape[1], device=values.device)
-    observed = observed & (steps < lengths[:, None])
+    """The streams with `lengths` (B,) of the n new steps (B, n) in their buffers, all n if None.
+
+    The network's part is unchanged.
+    """
+    count = values.shape[1]
+    if not count:
+        return stream
+    steps = torch.arange(count, device=values.device)
+    if lengths is not None:
+        observed = observed & (steps < lengths[:, None])
     some = observed.any(1)
-    newest = torch.where(observed, steps, -1).amax(1) if len(steps) else torch.full_like(lengths, -1)
-    oldest = observed.long().argmax(1) if len(steps) else torch.zeros_like(lengths)
-    filled = fill_forward(values, observed, stream.values[:, -1]) if len(steps) else values
+    newest = torch.where(observed, steps, -1).amax(1)
+    oldest = observed.long().argmax(1)
+    filled = fill_forward(values, observed, stream.values[:, -1])
     return stream._replace(
-        seen=stream.seen + lengths,
+        seen=stream.seen + (count if lengths is None else lengths),
         first=torch.where(some & (stream.first == NEVER), stream.seen + oldest, stream.first),
         latest=torch.where(some, stream.seen + newest, stream.latest),
         values=_slide(stream.values, filled, lengths),
@@ -57,8 +64,11 @@ def push(
     )
 
 
-def _slide(old: Tensor, new: Tensor, lengths: Tensor) -> Tensor:
+def _slide(old: Tensor, new: Tensor, lengths: Tensor | None) -> Tensor:
     """The last old.shape[1] rows of old and the first `lengths` of new, for every stream."""
+    if lengths is None:
+        rows = old.shape[1]
+        return torch.cat((old[:, new.shape[1] :], new[:, max(0, new.shape[1] - rows) :].to(old)), dim=1)
     return take(torch.cat((old, new), dim=1), lengths, old.shape[1])
 
 

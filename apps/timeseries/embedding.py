@@ -39,6 +39,10 @@ class Tokens(NamedTuple):
     static: Tensor | None = None
     """(B, G) float32."""
 
+    def rows(self, at: slice) -> Tokens:
+        """The patches of some of the series."""
+        return Tokens(*(None if part is None else part[at] for part in self))  # pyright: ignore[reportArgumentType]
+
 
 def movement(
     loc: Tensor, scale: Tensor, loc_before: Tensor, scale_before: Tensor, known: Tensor

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from apps.timeseries import paths
 from apps.timeseries.buffers import push, take
+from apps.timeseries.changes import drift_path, recent_changes
 from apps.timeseries.dlinear import DLinear
 from apps.timeseries.embedding import PatchEmbedding, Tokens, movement
 from apps.timeseries.forecaster import Forecaster, Output
@@ -29,10 +30,13 @@ from apps.timeseries.readout import Readout
 from apps.timeseries.ridge import Ridge
 from apps.timeseries.series import Series
 from apps.timeseries.stream import NEVER, Stream
-from apps.timeseries.window import WindowForecaster, require_horizon, whole_length
+from apps.timeseries.window import WindowForecaster, require_horizon
 from core.backbone import Backbone, matching_hidden_dim
 from core.errors import UserError, did_you_mean
 from core.layers import Context
+from core.state import State
+
+_TOKENS_AT_A_TIME = 2048  # on a CPU: at width 128 an activation takes a MiB, about what its cache holds
 
 
 class RimerModel(WindowForecaster):
@@ -57,7 +61,8 @@ class RimerModel(WindowForecaster):
         input_len: window of norm="window" and of the ridge path, a multiple of P.
         ridge: take a closed-form linear forecast from the last input_len steps as one more path; it is fitted by
             :meth:`fit_closed_form` before training.
-        mix: of the paths: "convex" or "affine", see :class:`apps.timeseries.readout.Readout`.
+        mix: of the paths: "convex" or "affine", which has the drift as one more path and residuals in units of recent
+            changes, see :class:`apps.timeseries.readout.Readout`.
 
     Raises:
         ValueError: sizes that do not fit, unknown names.
@@ -107,8 +112,12 @@ class RimerModel(WindowForecaster):
         self.dropout = nn.Dropout(dropout)
         self.backbone = Backbone(**shape, mixer=mixer, hidden_dim=self.hidden_dim, drop_path=drop_path)
         self.ridge = RidgePath(input_len, output_len) if ridge and input_len else None
-        count = 1 + paths.count(num_periods) + (self.ridge is not None)
-        self.readout = Readout(dim, patch_len + output_len, count, quantiles, n_futr=n_futr, dropout=dropout, mix=mix)
+        self.mix = mix
+        count = 1 + paths.count(num_periods) + (self.ridge is not None) + (mix == "affine")
+        self.readout = Readout(
+            dim, patch_len + output_len, count, quantiles, n_futr=n_futr, dropout=dropout,
+            mix=mix, num_changes=1 + num_periods,
+        )  # fmt: skip
         self.quantiles = self.readout.head.levels
 
     def fit_closed_form(self, rows: Iterable[Tensor], valid: Iterable[Tensor] | None = None) -> None:
@@ -171,23 +180,25 @@ class RimerModel(WindowForecaster):
     ) -> Stream:
         """The streams after n further steps; see :meth:`Forecaster.update`."""
         self._require(futr, hist, stream.static)
-        lengths = whole_length(values) if lengths is None else lengths
         pushed = push(stream, values, observed, lengths, futr, hist)
         if self.norm == "window":
             return pushed
         size = self.patch_len
         begun = stream.seen % size
-        whole = (begun + lengths) // size
-        count = int(whole.max())
+        whole = (begun + (values.shape[1] if lengths is None else lengths)) // size
+        fewest, count = (int(end) for end in whole.aminmax())
         if count == 0:
             return pushed
+        level = fewest == count
         begin = size - begun  # the half-filled patch is the end of the buffers
 
         def patches(old: Tensor, new: Tensor) -> Tensor:
             return take(torch.cat((old[:, -size:], new), dim=1), begin, count * size).unflatten(1, (count, size))
 
-        mask = torch.arange(count, device=values.device) < whole[:, None]
-        visible = patches(stream.observed, observed) & mask[..., None]
+        visible, mask = patches(stream.observed, observed), None
+        if not level:
+            mask = torch.arange(count, device=values.device) < whole[:, None]
+            visible = visible & mask[..., None]
         cut = patches(stream.values, values)
         stats = running(cut, visible, stream.stats, self.norm_halflife)
         shown = self._statistics(cut, visible, stream.stats) if self.norm == "none" else stats
@@ -196,8 +207,10 @@ class RimerModel(WindowForecaster):
             tokens = tokens._replace(futr=patches(stream.futr, futr))
         if hist is not None and stream.hist is not None:
             tokens = tokens._replace(hist=patches(stream.hist, hist))
-        ctx = Context(mask=None if bool(mask.all()) else mask)
-        x, state = self.backbone(self.embed(tokens), stream.backbone, ctx)
+        x, state = self._carry(tokens, stream.backbone, mask)
+        if level:
+            stats = Running(*(part[:, -1] for part in stats))
+            return pushed._replace(stats=stats, hidden=x[:, -1].to(stream.hidden), backbone=state)
         some, at = whole > 0, (whole - 1).clamp(min=0)
 
         def newest(all_: Tensor, before: Tensor) -> Tensor:
@@ -207,6 +220,25 @@ class RimerModel(WindowForecaster):
         return pushed._replace(
             stats=Running(*map(newest, stats, stream.stats)), hidden=hidden.to(stream.hidden), backbone=state
         )
+
+    def _carry(self, tokens: Tokens, state: State | None, mask: Tensor | None) -> tuple[Tensor, State]:
+        """The backbone over T further tokens of streams; without a mask the last token's features (B, 1, C) alone.
+
+        Some rows at a time, so that what lies between two layers stays in a CPU's cache.
+        """
+        batch, count = tokens.z.shape[:2]
+        rows = max(1, _TOKENS_AT_A_TIME // count) if tokens.z.device.type == "cpu" else batch
+
+        def carry(at: slice) -> tuple[Tensor, State]:
+            before = None if state is None else state.map(lambda x: x[at])
+            ctx = Context(mask=None if mask is None else mask[at])
+            return self.backbone(self.embed(tokens.rows(at)), before, ctx, last=mask is None)
+
+        if batch <= rows or count == 1:
+            return carry(slice(None))
+        parts = [carry(slice(i, i + rows)) for i in range(0, batch, rows)]
+        pieces = zip(*((x for _, x in after.named_tensors()) for _, after in parts), strict=True)
+        return torch.cat([x for x, _ in parts]), parts[0][1].map(lambda _: torch.cat(next(pieces)))
 
     @torch.no_grad()
     def forecast(self, stream: Stream, h: int, futr: Tensor | None = None) -> Tensor:
@@ -252,27 +284,29 @@ class RimerModel(WindowForecaster):
         stats = running(values[:, None], visible[:, None], stream.stats, self.norm_halflife)
         stats = self._shown(Running(*(part.expand(-1, count) for part in stats)))
         answered = Running(*(part[:, : 1 + further] for part in stats))
-        if further == 0 and not bool(partial.any()):
+        drop = 0 if bool(partial.any()) else 1  # where every last patch is whole, there are but empty ones to read
+        if further == 0 and drop:
             return stream.hidden[:, None], answered
-        values = torch.cat((values[:, None], values.new_zeros(len(values), count - 1, size)), dim=1)
-        visible = torch.cat((visible[:, None], visible.new_zeros(len(values), count - 1, size)), dim=1)
-        index = stream.seen // size - (~partial).long()
+        stats = Running(*(part[:, drop:] for part in stats))
+        values = torch.cat((values[:, None], values.new_zeros(len(values), count - 1, size)), dim=1)[:, drop:]
+        visible = torch.cat((visible[:, None], visible.new_zeros(len(values), count - 1, size)), dim=1)[:, drop:]
+        index = stream.seen // size - (~partial).long() + drop
         tokens = self._tokens(values, visible, stats, stream.stats, index, stream)
         if futr is not None and stream.futr is not None:
             both = torch.cat((stream.futr[:, -size:], futr), dim=1)
-            begin = torch.where(partial, size - begun, 0)
-            tokens = tokens._replace(futr=take(both, begin, count * size).unflatten(1, (count, size)))
+            begin = torch.where(partial, size - begun, drop * size)
+            tokens = tokens._replace(futr=take(both, begin, (count - drop) * size).unflatten(1, (-1, size)))
         if stream.hist is not None:
             hist = take(stream.hist[:, -size:], size - begun, size) * there[..., None]
             rest = hist.new_zeros(len(hist), count - 1, *hist.shape[1:])
-            tokens = tokens._replace(hist=torch.cat((hist[:, None], rest), dim=1))
+            tokens = tokens._replace(hist=torch.cat((hist[:, None], rest), dim=1)[:, drop:])
         mask = None
-        if not bool(partial.all()):
+        if not drop and not bool(partial.all()):
             mask = torch.ones(len(begun), count, dtype=torch.bool, device=begun.device)
             mask[:, 0] = partial
         x, _ = self.backbone(self.embed(tokens), stream.backbone, Context(mask=mask))
-        first = torch.where(partial[:, None], x[:, 0], stream.hidden)
-        return torch.cat((first[:, None], x[:, each::each]), dim=1), answered
+        first = stream.hidden if drop else torch.where(partial[:, None], x[:, 0], stream.hidden)
+        return torch.cat((first[:, None], x[:, each - drop :: each]), dim=1), answered
 
     def _statistics(self, values: Tensor, visible: Tensor, past: Running) -> Running:
         """What patches (B, T, P) are normalised by, (B, T)."""
@@ -313,9 +347,14 @@ class RimerModel(WindowForecaster):
         if self.ridge is not None:
             linear = self.ridge(history, end, base, slots, naive.values[..., 0])
             naive = Paths(*(torch.cat(parts, dim=-1) for parts in zip(naive, linear, strict=True)))
+        changes = None
         loc, scale = (part[..., None] for part in stats.loc_scale())
+        if self.mix == "affine":
+            drift = drift_path(history, end, base, slots)
+            naive = Paths(*(torch.cat(parts, dim=-1) for parts in zip(naive, drift, strict=True)))
+            changes = recent_changes(history, end, kept, lambda y: self.normalise(y, loc, scale))
         z = self.normalise(naive.values, loc[..., None], scale[..., None])
-        return Output(self.readout(x, z, naive.available, futr), loc, scale)
+        return Output(self.readout(x, z, naive.available, futr, changes), loc, scale)
 
     def _require(self, futr: Tensor | None, hist: Tensor | None, static: Tensor | None) -> None:
         for given, expected, name in (

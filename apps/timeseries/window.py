@@ -42,7 +42,6 @@ class WindowForecaster(Forecaster):
         hist: Tensor | None = None,
     ) -> Stream:
         """The streams after n further steps; see :meth:`Forecaster.update`."""
-        lengths = whole_length(values) if lengths is None else lengths
         return buffers.push(stream, values, observed, lengths, futr, hist)
 
     @torch.no_grad()
@@ -82,11 +81,6 @@ class WindowForecaster(Forecaster):
         out = self(window.seen_as(window.observed))
         z = out.z[:, -1, self.patch_len :]
         return self.denormalise(z, out.loc[:, -1, :, None], out.scale[:, -1, :, None])
-
-
-def whole_length(values: Tensor) -> Tensor:
-    """(B,) int64, all n steps of (B, n)."""
-    return torch.full((values.shape[0],), values.shape[1], device=values.device)
 
 
 def require_horizon(h: int) -> None:

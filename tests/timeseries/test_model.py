@@ -117,6 +117,24 @@ def test_updates_in_any_pieces_equal_reading_at_once(kind: str, length: int) -> 
     close(model.forecast(pieces, h, ahead(series, length, h)), model.forecast(once, h, ahead(series, length, h)))
 
 
+@pytest.mark.parametrize("kind", ["plain", "hybrid", "covariates"])
+def test_some_rows_at_a_time_are_all_rows(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(kind)
+    series = batch(model)
+    once = streamed(model, series, [20, WHOLE])
+    monkeypatch.setattr("apps.timeseries.model._TOKENS_AT_A_TIME", 2 * 10)
+    parts, forward = [], model.backbone.forward
+
+    def counted(x: Tensor, *given: Any, **options: Any) -> Any:
+        parts.append(len(x))
+        return forward(x, *given, **options)
+
+    monkeypatch.setattr(model.backbone, "forward", counted)
+    pieces = streamed(model, series, [20, WHOLE])
+    assert parts == [6, 2, 2, 2]
+    close_states(pieces, once)
+
+
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_series_alone_and_in_a_batch_of_other_lengths_is_the_same(kind: str) -> None:
     model = made(kind)
