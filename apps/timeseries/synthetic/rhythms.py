@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -52,15 +53,22 @@ def draw_rhythm(rng: np.random.Generator, context: int, names: Sequence[str] | N
         context: steps of history a model will see.
         names: only these; None: all. Those that do not fit the context are used if no other is named.
     """
-    named = [rhythm for rhythm in (*RHYTHMS, IRREGULAR) if names is None or rhythm.name in names]
-    fitting = [rhythm for rhythm in named if rhythm.least <= context // 2 and rhythm.most >= context // 3] or named
-    weights = np.array([rhythm.weight for rhythm in fitting])
-    rhythm = fitting[rng.choice(len(fitting), p=weights / weights.sum())]
+    fitting, bounds = _fitting(context, None if names is None else tuple(names))
+    rhythm = fitting[int(bounds.searchsorted(rng.random(), side="right"))]
     if rhythm is not IRREGULAR:
         return rhythm
     longest = max(3, context // 2)
     periods = () if rng.random() < 0.4 else (int(np.exp(rng.uniform(np.log(2.0), np.log(longest)))),)
     return Rhythm(rhythm.name, periods, rhythm.least, rhythm.most, rhythm.weight)
+
+
+@lru_cache
+def _fitting(context: int, names: tuple[str, ...] | None) -> tuple[tuple[Rhythm, ...], np.ndarray]:
+    """Rhythms that fit a context, and the upper bounds of their shares of [0, 1)."""
+    named = tuple(rhythm for rhythm in (*RHYTHMS, IRREGULAR) if names is None or rhythm.name in names)
+    fitting = tuple(one for one in named if one.least <= context // 2 and one.most >= context // 3) or named
+    bounds = np.cumsum([rhythm.weight for rhythm in fitting])
+    return fitting, bounds / bounds[-1]
 
 
 def draw_history(rng: np.random.Generator, rhythm: Rhythm, context: int) -> int:
