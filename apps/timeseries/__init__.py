@@ -2,7 +2,7 @@
 
 from core.errors import require_extra
 
-require_extra("timeseries", "pandas", "utilsforecast")
+require_extra("timeseries", "pandas", "narwhals")
 
 from apps.timeseries.estimator import Rimer  # noqa: E402  after the sentence about what is missing
 from apps.timeseries.pipeline import TimeseriesPipeline  # noqa: E402

@@ -24,7 +24,7 @@ NIXTLA = Columns()
 
 
 def open_frame(df: Any, columns: Columns, wanted: Sequence[str], name: str) -> nw.DataFrame[Any]:
-    """Id, time and the wanted columns of a user's frame; UserError if it is none, empty, or lacks ids or times."""
+    """A user's frame; UserError if it is none, is empty, lacks one of the columns or has empty ids or times."""
     try:
         frame = nw.from_native(df, eager_only=True)
     except TypeError:
@@ -33,7 +33,6 @@ def open_frame(df: Any, columns: Columns, wanted: Sequence[str], name: str) -> n
         if frame.columns.count(column) != 1:
             near = did_you_mean(column, [str(other) for other in frame.columns])
             raise UserError(f"{name} has no column '{column}'{near}")
-    frame = frame.select(columns.unique_id, columns.ds, *wanted)
     if not len(frame):
         raise UserError(f"{name} has no rows; at least one for each series was expected.")
     for column in (columns.unique_id, columns.ds):

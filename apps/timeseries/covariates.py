@@ -103,7 +103,7 @@ class Covariates:
             row, step, column = (int(i) for i in np.argwhere(missing)[0])
             stamp = frequency.stamps(begin[row : row + 1] + step, phase[row : row + 1])[0]
             raise UserError(
-                f"futr_df has no '{self.futr[column]}' of {ids[row]!r} at {frame.tell(stamp, frequency)}; every one of "
+                f"futr_df has no '{self.futr[column]}' of {ids[row]!r} at {frame.tell(stamp)}; every one of "
                 f"the {h} steps to forecast needs it."
             )
         return self._standardise(found, self.futr)

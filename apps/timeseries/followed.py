@@ -199,7 +199,7 @@ def _check_order(gaps: np.ndarray, numbers: Sequence[int], ends: np.ndarray, tab
             continue
         indices = np.array([table.start[number], end - 1, end])
         new, last, due = table.frequency.stamps(indices, np.repeat(table.phase[number], 3))
-        told = [tell(stamp, table.frequency) for stamp in (new, last, due)]
+        told = [tell(stamp) for stamp in (new, last, due)]
         if gap < 0:
             raise UserError(
                 f"The new rows of {table.ids[number]!r} begin at {told[0]}, but it was followed up to {told[1]}; "

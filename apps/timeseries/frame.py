@@ -101,25 +101,24 @@ def read(
     """
     wanted = [*([columns.y] if target else []), *extra]
     frame = open_frame(df, columns, wanted, name)
-    days = frame[columns.ds].dtype == nw.Date
-    frame = frame.with_columns(read_times(frame[columns.ds], name))
-    try:
-        frame = frame.sort(columns.unique_id, columns.ds)
-    except TypeError:
-        raise UserError(f"Column '{columns.unique_id}' of {name} mixes types; one type of ids was expected.") from None
-    ids, times = frame[columns.unique_id], frame[columns.ds]
-    begins = np.flatnonzero(ids.is_first_distinct().to_numpy())
-    found, stamps = _settle(times, begins, freq, name)
-    time_dtype = nw.Date() if days else times.dtype
-    style = Style(frame.implementation, ids.dtype, time_dtype, getattr(time_dtype, "time_zone", None))
-    keys = ids.filter(ids.is_first_distinct()).to_list()
-    _refuse_repeats(stamps, begins, keys, found, name)
+    ids, times = frame[columns.unique_id], read_times(frame[columns.ds], name)
+    codes, keys = _distinct(ids, name)
+    elapsed, wall = _clocks(times)
+    order = np.lexsort((elapsed, codes))
+    codes, elapsed, wall = codes[order], elapsed[order], wall[order]
+    begins = np.flatnonzero(np.diff(codes, prepend=-1))
+    _refuse_repeats(elapsed, begins, keys, name)
+    found = _settle(times, elapsed, wall, begins, freq, name)
+    stamps = wall if found.wall_time else elapsed
     index, phase = _regular(found, stamps, begins, keys, phases or {}, name)
     if freq is not None and target:
         _refuse_sparse(found, index, begins, name)
-    numbers = np.column_stack([read_numbers(frame, c, columns, name) for c in wanted] or [np.empty((len(stamps), 0))])
+    held = [read_numbers(frame, column, columns, name)[order] for column in wanted]
+    numbers = np.column_stack(held) if held else np.empty((len(stamps), 0))
     start, dense = _spread(index, begins, numbers, keys, stamps, found, name)
     values = [part[:, 0] if target else np.full(len(part), np.nan) for part in dense]
+    time_dtype = nw.Date() if frame[columns.ds].dtype == nw.Date else times.dtype  # text comes back as times
+    style = Style(frame.implementation, ids.dtype, time_dtype, getattr(time_dtype, "time_zone", None))
     return Table(keys, found, start, phase, values, [part[:, int(target) :] for part in dense], style)
 
 
@@ -151,45 +150,54 @@ def write(
     return nw.from_dict({part.name: part for part in series}).to_native()
 
 
-def tell(stamp: Any, frequency: Frequency) -> str:
+def tell(stamp: Any) -> str:
     """A stamp as people write it."""
-    if frequency.integer:
-        return str(int(stamp))
-    return str(pd.Timestamp(stamp)).removesuffix(" 00:00:00")
+    return str(stamp) if isinstance(stamp, np.integer) else str(pd.Timestamp(stamp)).removesuffix(" 00:00:00")
 
 
-def _settle(times: nw.Series[Any], begins: np.ndarray, freq: Any, name: str) -> tuple[Frequency, np.ndarray]:
-    """The frequency, and the stamps by elapsed or wall time as it asks: int64 or datetime64[us]."""
-    given = None if freq is None else frequency.parse(freq)
+def _distinct(ids: nw.Series[Any], name: str) -> tuple[np.ndarray, list[Hashable]]:
+    """The number of each row's series, (N,), and the ids in rising order."""
+    try:
+        codes, keys = pd.factorize(ids.to_numpy(), sort=True)
+    except TypeError:
+        raise UserError(f"Column '{ids.name}' of {name} mixes types; one type of ids was expected.") from None
+    return codes, keys.tolist()
+
+
+def _clocks(times: nw.Series[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Stamps by elapsed and by wall time, int64 or datetime64[us]; they differ where the column has a zone."""
     if times.dtype.is_integer():
-        if given is not None and not given.integer:
-            raise UserError(
-                f"Column '{times.name}' of {name} holds whole numbers, but freq is {given.alias!r}; give the step "
-                "between them (freq=1), or times."
-            )
         stamps = times.to_numpy().astype(np.int64)
-        return given or frequency.infer(stamps, begins), stamps
-    if given is not None and given.integer:
+        return stamps, stamps
+    if getattr(times.dtype, "time_zone", None) is None:
+        stamps = times.to_numpy().astype("datetime64[us]")
+        return stamps, stamps
+    plain = times.dt.convert_time_zone("UTC").dt.replace_time_zone(None), times.dt.replace_time_zone(None)
+    elapsed, wall = (part.to_numpy().astype("datetime64[us]") for part in plain)
+    return elapsed, wall
+
+
+def _settle(
+    times: nw.Series[Any], elapsed: np.ndarray, wall: np.ndarray, begins: np.ndarray, freq: Any, name: str
+) -> Frequency:
+    """The frequency, given or told from the stamps."""
+    if freq is None:
+        try:
+            found = frequency.infer(elapsed, begins)
+        except UserError:  # days are 23 to 25 hours long where clocks change
+            return frequency.infer(wall, begins)
+        return frequency.infer(wall, begins) if found.wall_time else found
+    given = frequency.parse(freq)
+    if times.dtype.is_integer() and not given.integer:
+        raise UserError(
+            f"Column '{times.name}' of {name} holds whole numbers, but freq is {given.alias!r}; give the step "
+            "between them (freq=1), or times."
+        )
+    if given.integer and not times.dtype.is_integer():
         raise UserError(
             f"Column '{times.name}' of {name} holds times, but freq is {freq}; give one such as 'h' or 'MS'."
         )
-    if getattr(times.dtype, "time_zone", None) is None:
-        stamps = _microseconds(times)
-        return given or frequency.infer(stamps, begins), stamps
-    elapsed = _microseconds(times.dt.convert_time_zone("UTC").dt.replace_time_zone(None))
-    wall = _microseconds(times.dt.replace_time_zone(None))
-    if given is None:
-        try:
-            given = frequency.infer(elapsed, begins)
-        except UserError:  # days are 23 to 25 hours long where clocks change
-            given = frequency.infer(wall, begins)
-        if given.wall_time:
-            given = frequency.infer(wall, begins)
-    return given, wall if given.wall_time else elapsed
-
-
-def _microseconds(times: nw.Series[Any]) -> np.ndarray:
-    return times.to_numpy().astype("datetime64[us]")
+    return given
 
 
 def _write_times(name: str, stamps: np.ndarray, frequency: Frequency, style: Style) -> nw.Series[Any]:
@@ -204,13 +212,13 @@ def _write_times(name: str, stamps: np.ndarray, frequency: Frequency, style: Sty
     return times if style.time_dtype in (None, times.dtype) else times.cast(style.time_dtype)
 
 
-def _refuse_repeats(stamps: np.ndarray, begins: np.ndarray, keys: list[Hashable], freq: Frequency, name: str) -> None:
+def _refuse_repeats(stamps: np.ndarray, begins: np.ndarray, keys: list[Hashable], name: str) -> None:
     repeated = np.append(stamps[1:] == stamps[:-1], False)
     repeated[begins[1:] - 1] = False
     if repeated.any():
         at = int(repeated.argmax())
         raise UserError(
-            f"{name} has several rows of {_owner(at, begins, keys)!r} at {tell(stamps[at], freq)}; one for each series "
+            f"{name} has several rows of {_owner(at, begins, keys)!r} at {tell(stamps[at])}; one for each series "
             f"and step was expected ({int(repeated.sum())} too many): drop or add up the repeated ones."
         )
 
@@ -237,8 +245,8 @@ def _regular(
     if (off := expected != stamps).any():
         at = int(off.argmax())
         raise UserError(
-            f"{name} has a row of {_owner(at, begins, keys)!r} at {tell(stamps[at], freq)}, between the steps of "
-            f"frequency {freq.alias!r} (the nearest before it is {tell(expected[at], freq)}); give another freq, "
+            f"{name} has a row of {_owner(at, begins, keys)!r} at {tell(stamps[at])}, between the steps of "
+            f"frequency {freq.alias!r} (the nearest before it is {tell(expected[at])}); give another freq, "
             "or round or resample the timestamps."
         )
     return index, phase
@@ -268,7 +276,7 @@ def _spread(
     lengths = last - start + 1
     if (sparse := lengths > MOST_MISSING * sizes).any():
         at = int(sparse.argmax())
-        first, final = (tell(stamps[row], freq) for row in (begins[at], begins[at] + sizes[at] - 1))
+        first, final = (tell(stamps[row]) for row in (begins[at], begins[at] + sizes[at] - 1))
         raise UserError(
             f"{name} has {sizes[at]} rows of {keys[at]!r} between {first} and {final}, which are {lengths[at]:,} steps "
             f"of frequency {freq.alias!r}: a stamp or freq must be wrong."
