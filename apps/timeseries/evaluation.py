@@ -53,8 +53,9 @@ class Breakdown:
     total: float = 0.0
 
     def __post_init__(self) -> None:
-        self.model = ForecastErrors(self.levels, self.point)
-        self.naive = ForecastErrors(())
+        # Of one process: others may not be there to add theirs.
+        self.model = ForecastErrors(self.levels, self.point, sync_on_compute=False)
+        self.naive = ForecastErrors((), sync_on_compute=False)
 
     def update(self, case: Case, forecast: Tensor, observed: Tensor) -> None:
         """Add a batch: forecast (B, h, Q), observed (B, h)."""

@@ -7,6 +7,7 @@ GluonTS's ``mean_weighted_sum_quantile_loss`` and what GIFT-Eval calls CRPS.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,7 @@ class ForecastErrors(Metric):
     Args:
         levels: of the quantiles; () for point forecasts.
         point: what "mse", "mae" and "mase" judge: "median" or "mean".
+        options: of torchmetrics' Metric.
     """
 
     full_state_update = False
@@ -70,8 +72,8 @@ class ForecastErrors(Metric):
     size: Tensor
     inside: Tensor
 
-    def __init__(self, levels: Sequence[float], point: str = "median") -> None:
-        super().__init__()
+    def __init__(self, levels: Sequence[float], point: str = "median", **options: Any) -> None:
+        super().__init__(**options)
         self.levels, self.point = tuple(levels), point
         self.intervals = {
             percent: (low, high)

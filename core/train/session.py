@@ -13,6 +13,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
+from rich.markup import escape
 
 from core.checkpoint import files
 from core.errors import UserError
@@ -221,7 +222,9 @@ def _report(session: Session, run: RunFolder, metrics: dict[str, float]) -> Path
         return session.task.write_report(run.report, session.data, metrics, session.history.rows)
     except Exception as error:  # noqa: BLE001  any failure of pictures and pages
         (run.report / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        session.console.print(f"[yellow]The report could not be written[/] ({error}); see {run.report}/error.txt")
+        session.console.print(
+            f"[yellow]The report could not be written[/] ({escape(str(error))}); see {run.report}/error.txt"
+        )
         return None
     finally:
         if not any(run.report.iterdir()):
