@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -101,18 +99,3 @@ def test_killed_and_resumed_equals_unbroken(tmp_path: Path, monkeypatch: pytest.
     run = RunFolder.open(tmp_path / "broken" / "runs")
     assert main(["train", f"run={run.path}", "trainer.max_epochs=2"]) == 0
     assert (run.model / "model.safetensors").read_bytes() == (expected.model / "model.safetensors").read_bytes()
-
-
-@pytest.mark.slow
-def test_two_processes_judge_all_forecasts_and_write_one_report(
-    tmp_path: Path, greylag: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
-    done = greylag("train", *SMALL, "trainer=ddp_cpu2", "data.windows_per_epoch=16", "trainer.max_epochs=1")
-    assert done.returncode == 0, done.stderr
-    run = RunFolder.open(tmp_path / "runs")
-    assert (run.report / "index.html").is_file()
-    assert main(["evaluate", f"run={run.path}", "trainer=cpu"]) == 0
-    found = json.loads(run.evaluation.read_text())["splits"]["test"]["errors"]["model"]
-    metrics = run.read_metrics()["metrics"]
-    for name in ("mse", "mae", "mase", "wql", "coverage_80"):
-        assert metrics[f"test/{name}"] == pytest.approx(found[name], rel=1e-5)

@@ -14,7 +14,7 @@ from apps.timeseries.data import FakeSeries
 from apps.timeseries.evaluation import Breakdown, seasonal_naive
 from apps.timeseries.forecaster import Output
 from apps.timeseries.losses import ForecastLoss
-from apps.timeseries.metrics import pinball
+from apps.timeseries.metrics import ForecastErrors, pinball
 from apps.timeseries.model import build_model
 from apps.timeseries.report import ReportFacts, curves_of, write_report
 from apps.timeseries.series import Series
@@ -219,6 +219,18 @@ def test_the_breakdown_adds_up_to_the_metrics(data: FakeSeries) -> None:
     assert shares == sorted(shares)
     above = (cases.target <= forecast[..., 10])[judged(cases)].double().mean()
     assert found.by_level()["0.5"] == pytest.approx(float(above))
+
+
+def test_the_breakdown_asks_no_other_process(data: FakeSeries, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report is the first process's alone: waiting for the others, which have gone, would end it."""
+    monkeypatch.setattr("torchmetrics.metric.jit_distributed_available", lambda: True)
+    cases = cases_of(data)
+    asking, alone = ForecastErrors(()), Breakdown(())
+    asking.update(cases.target[..., None], cases.target, judged(cases), cases.scale)
+    with pytest.raises((ValueError, RuntimeError)):
+        asking.compute()
+    alone.update(cases, cases.target[..., None], judged(cases))
+    assert alone.summary()["model"]["mae"] == 0
 
 
 def test_training_lowers_the_loss_and_beats_nothing_learned(data: FakeSeries) -> None:
