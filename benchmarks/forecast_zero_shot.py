@@ -258,12 +258,13 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 def gather(options: argparse.Namespace) -> tuple[list[EvaluationSet], dict[str, dict[str, Made]], list[str]]:
     """Sets, forecasts by model and set, and notes."""
     sets = [one.first(options.series) for one in read_sets(options.sets.split(","))]
-    kept, made, notes = Kept(options.output), {}, []
+    folder = options.output if options.series is None else options.output / f"first-{options.series}"
+    kept, made, notes = Kept(folder), {}, []
     if options.model is not None:
         made[OURS], count = our_forecasts(sets, options.model, options.context, kept)
         notes.append(f"Rimer has {count:,} parameters and reads the last {options.context} steps of a series.")
     for model in dict.fromkeys([BASE, *options.peers.split(",")]):
-        if options.kept_only:
+        if options.kept_only and model != BASE:
             there = {one.name: kept.get(one, model) for one in sets}
             found = {name: one for name, one in there.items() if one is not None}
         else:
