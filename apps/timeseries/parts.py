@@ -12,23 +12,11 @@ from core.errors import UserError, did_you_mean
 
 def is_ahead(frame: pd.DataFrame, columns: Columns) -> pd.Series:
     """(rows,) bool: rows after the last one of their series that has a target. None of a series without any."""
-    times = _times(frame, columns)
+    times = pd.Series(frame[columns.ds])
+    if not pd.api.types.is_numeric_dtype(times):
+        times = pd.to_datetime(times, errors="coerce", format="ISO8601", utc=True)
     known = times.where(frame[columns.y].notna())
     return times > known.groupby(frame[columns.unique_id]).transform("max")
-
-
-def last_rows(frame: pd.DataFrame, columns: Columns, count: int) -> pd.DataFrame:
-    """The latest ``count`` rows of each series."""
-    age = _times(frame, columns).groupby(frame[columns.unique_id]).rank(ascending=False, method="first")
-    return pd.DataFrame(frame[~(age > count)])
-
-
-def _times(frame: pd.DataFrame, columns: Columns) -> pd.Series:
-    """Comparable; NaT where the text is no time, which the reader of frames refuses by name."""
-    times = pd.Series(frame[columns.ds])
-    if pd.api.types.is_numeric_dtype(times):
-        return times
-    return pd.to_datetime(times, errors="coerce", format="ISO8601", utc=True)
 
 
 def static_part(frame: pd.DataFrame, columns: Columns, names: Sequence[str], what: str) -> pd.DataFrame | None:

@@ -27,7 +27,7 @@ from apps.timeseries.files import FLOATS, read_frame, write_frame
 from apps.timeseries.forecaster import Forecaster
 from apps.timeseries.graph import Window
 from apps.timeseries.model import build_model
-from apps.timeseries.parts import is_ahead, last_rows, static_part
+from apps.timeseries.parts import is_ahead, static_part
 from core.errors import UserError, did_you_mean
 from core.pipeline import Pipeline
 
@@ -110,8 +110,8 @@ class TimeseriesPipeline(Pipeline):
             freq, season_length: of the series, if they are not those it was trained with.
             id_col, time_col, target_col: names of the columns, if they are not those it was trained with.
             point: "median" or "mean".
-            context: latest rows of each series that are read; None: as many as in training, which is what the
-                model is good at; 0: all.
+            context: steps of history that a forecast rests on at most; None: those of the training's windows, which
+                the model is good at; -1: all.
             plot: a .png, .svg or .pdf file to draw the first six series into.
 
         Returns:
@@ -123,18 +123,15 @@ class TimeseriesPipeline(Pipeline):
         if options:
             known = [name for name in inspect.signature(self.predict_files).parameters if name != "options"]
             raise UserError(f"There is no option '{min(options)}'{did_you_mean(min(options), known)}")
-        told = {"freq": freq, "season_length": season_length, "point": point}
+        told = {"freq": freq, "season_length": season_length, "point": point, "input_size": context}
         rimer = Rimer.of(self.model, self.config, **{key: v for key, v in told.items() if v is not None})
         names = zip((id_col, time_col, target_col), rimer.learned.columns, strict=True)
         columns = Columns(*(new or old for new, old in names))
         rimer.learned = replace(rimer.learned, columns=columns)
         frame = _read(input, columns)
         covariates = rimer.learned.covariates
-        history = pd.DataFrame(frame[~is_ahead(frame, columns)])
-        if rows := self.config["data"].get("context", 0) if context is None else context:
-            history = last_rows(history, columns, rows)
         parts: dict[str, Any] = {
-            "df": history,
+            "df": frame[~is_ahead(frame, columns)],
             "static_df": static_part(frame, columns, covariates.static, f"'{input}'"),
             "futr_df": frame if covariates.futr else None,
             "h": h,

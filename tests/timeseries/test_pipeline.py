@@ -12,8 +12,9 @@ import torch
 
 from apps.timeseries import Rimer, TimeseriesPipeline
 from apps.timeseries.columns import NIXTLA
+from apps.timeseries.head import LEVELS
 from apps.timeseries.model import build_model
-from apps.timeseries.parts import is_ahead, last_rows
+from apps.timeseries.parts import is_ahead
 from core.errors import UserError
 from core.wkv import use_backend
 
@@ -64,7 +65,7 @@ def test_a_folder_gives_the_same_forecast(pipe: TimeseriesPipeline, long_frame: 
 def test_files_in_files_out(pipe: TimeseriesPipeline, sales: Path, tmp_path: Path) -> None:
     target = tmp_path / "out" / "forecast.csv"
     picture = tmp_path / "out" / "forecast.png"
-    assert pipe.predict_files(str(sales), target, h=12, plot=str(picture), context=0) == 0
+    assert pipe.predict_files(str(sales), target, h=12, plot=str(picture)) == 0
     found = pd.read_csv(target, parse_dates=["ds"])
     expected = pipe(pd.read_csv(sales), h=12, level=[80, 95])
     pd.testing.assert_frame_equal(found, expected, check_dtype=False, rtol=1e-8)
@@ -80,13 +81,12 @@ def test_without_an_output_csv_is_printed(
     assert len(lines) == 1 + 3 * 2
 
 
-def test_as_much_history_is_read_as_in_training(pipe: TimeseriesPipeline, sales: Path, tmp_path: Path) -> None:
+def test_how_much_history_counts_can_be_said(pipe: TimeseriesPipeline, sales: Path, tmp_path: Path) -> None:
     whole = pd.read_csv(sales)
-    short = last_rows(whole, NIXTLA, 96)
-    assert short.groupby("unique_id").size().to_dict() == {"north": 96, "south": 96, "west": 30}
-    assert short.groupby("unique_id")["ds"].max().equals(whole.groupby("unique_id")["ds"].max())
-    pipe.predict_files(str(sales), tmp_path / "a.csv")
-    assert pd.read_csv(tmp_path / "a.csv")["Rimer"].tolist() == pytest.approx(pipe(short)["Rimer"].tolist(), rel=1e-8)
+    for context, options in ((None, {}), (-1, {"input_size": -1}), (48, {"input_size": 48})):
+        pipe.predict_files(str(sales), tmp_path / "a.csv", context=context)
+        expected = Rimer.of(pipe.model, pipe.config, **options).predict(whole)["Rimer"]
+        assert pd.read_csv(tmp_path / "a.csv")["Rimer"].tolist() == pytest.approx(expected.tolist(), rel=1e-8)
 
 
 def test_rows_after_the_last_value_are_the_steps_to_forecast(
@@ -116,7 +116,7 @@ def test_covariates_known_ahead_stand_in_the_same_file(long_frame: pd.DataFrame,
             for name, end in ends.items()
         ]  # fmt: skip
         pd.concat([long_frame, *rows]).to_csv(tmp_path / "x.csv", index=False)
-        pipe.predict_files(str(tmp_path / "x.csv"), tmp_path / "y.csv", context=0)
+        pipe.predict_files(str(tmp_path / "x.csv"), tmp_path / "y.csv")
         found = pd.read_csv(tmp_path / "y.csv", parse_dates=["ds"])
         assert found["ds"].min() == ends.min() + pd.Timedelta("1h")
         return found["Rimer"].tolist()
@@ -167,7 +167,7 @@ def test_point_forecasters_have_no_intervals(sales: Path, tmp_path: Path) -> Non
 
 def test_the_graph_gives_the_models_forecast(pipe: TimeseriesPipeline, long_frame: pd.DataFrame) -> None:
     part = long_frame[long_frame["unique_id"] == "north"].sort_values("ds")
-    expected = pipe(part, h=24, quantiles=list(pipe.model.quantiles))  # pyright: ignore[reportArgumentType]
+    expected = pipe(part, h=24, quantiles=list(LEVELS), input_size=-1)
     table = Rimer.of(pipe.model, pipe.config).learned.read(part)
     values = torch.from_numpy(table.values[0])[None]
     assert values.shape[1] % 8 == 0
