@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from core.cli import main
 from core.train.runs import RunFolder
@@ -99,3 +100,12 @@ def test_killed_and_resumed_equals_unbroken(tmp_path: Path, monkeypatch: pytest.
     run = RunFolder.open(tmp_path / "broken" / "runs")
     assert main(["train", f"run={run.path}", "trainer.max_epochs=2"]) == 0
     assert (run.model / "model.safetensors").read_bytes() == (expected.model / "model.safetensors").read_bytes()
+
+
+def test_a_ridge_path_is_fitted_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["model.ridge=true", "model.input_len=48", "data.length=400", "trainer.max_epochs=1", "ema=0.9"]
+    assert main(["train", *SMALL, *words]) == 0
+    tensors = load_file(RunFolder.open(tmp_path / "runs").model / "model.safetensors")
+    assert bool(tensors["ridge.fitted"])
+    assert tensors["ridge.weight"].sum(0) == pytest.approx(torch.ones(24), abs=1e-4), "columns of a ridge add up to one"
