@@ -44,6 +44,7 @@ from core.errors import UserError
 SETS = ("ETTh1", "ETTm1")
 RWKV, TWIN, TWIN_TIME, DLINEAR, PUBLISHED = "rwkv7", "attention", "attention-equal-time", "dlinear", "published"
 MODELS = (RWKV, TWIN, TWIN_TIME, DLINEAR, PUBLISHED)
+DEAR = (TWIN_TIME, PUBLISHED)
 BASE = [
     "app=timeseries", "data=timeseries/ett", "trainer=cpu", "logger=csv_only", "threads=1", "task.loss=mse",
     "task.loss_space=data", "task.hide_rows=0", "task.pictures=0", "trainer.max_epochs=-1", "monitor.metric=val/mse",
@@ -259,7 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
         for dataset in options.sets
         for model in options.models
     ]
-    keys.sort(key=lambda key: (TWIN_TIME, PUBLISHED).index(key.model) + 1 if key.model in (TWIN_TIME, PUBLISHED) else 0)
+    keys.sort(key=lambda key: DEAR.index(key.model) if key.model in DEAR else -1)
     try:
         times: dict[str, float] = {}
         if options.turns:

@@ -128,8 +128,10 @@ class RimerModel(WindowForecaster):
         if self.ridge is not None:
             self.ridge.fit(rows, valid)
 
-    def forward(self, series: Series) -> Output:
+    def forward(self, series: Series, *, last: bool = False) -> Output:
         """Series of N steps, N a multiple of P -> predictions of all N / P tokens, each from the steps up to its end.
+
+        last=True: of the last token alone.
 
         Raises:
             ValueError: N is no multiple of P, or covariates are missing.
@@ -148,19 +150,24 @@ class RimerModel(WindowForecaster):
             tokens = tokens._replace(futr=series.futr[:, :steps].unflatten(1, (count, self.patch_len)))
         if series.hist is not None:
             tokens = tokens._replace(hist=series.hist.unflatten(1, (count, self.patch_len)))
-        x, _ = self.backbone(self.dropout(self.embed(tokens)), ctx=Context(keep_state=False))
+        x, _ = self.backbone(self.dropout(self.embed(tokens)), ctx=Context(keep_state=False), last=last)
         filled = fill_forward(series.values, series.observed, series.values[:, 0])
         seen = series.observed
         first = torch.where(seen.any(1), seen.long().argmax(1), NEVER)
         latest = torch.where(seen, torch.arange(steps, device=seen.device), -1).cummax(1).values
         end = latest[:, self.patch_len - 1 :: self.patch_len] + 1
         base = torch.arange(0, steps, self.patch_len, device=seen.device).expand(batch, -1)
+        if last:
+            end, base, stats = end[:, -1:], base[:, -1:], Running(*(part[:, -1:] for part in stats))
         futr = None
         if series.futr is not None:
             slots = base[0, :, None] + torch.arange(self.patch_len + self.output_len, device=seen.device)
             futr = series.futr[:, slots.clamp(max=series.futr.shape[1] - 1)]
         low = torch.maximum(first[:, None], base + self.patch_len - self.reach)
         return self._read(x, History(filled, begin, low), end, base, series.periods, stats, futr)
+
+    def _last_token(self, window: Series) -> Output:
+        return self(window, last=True)
 
     def start(self, periods: Tensor, start: Tensor, static: Tensor | None = None) -> Stream:
         """Streams that have seen nothing; see :meth:`Forecaster.start`."""

@@ -117,6 +117,16 @@ def test_updates_in_any_pieces_equal_reading_at_once(kind: str, length: int) -> 
     close(model.forecast(pieces, h, ahead(series, length, h)), model.forecast(once, h, ahead(series, length, h)))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_last_token_alone_is_the_last_of_all(kind: str) -> None:
+    model = made(kind)
+    series = batch(model).first(WHOLE)
+    whole, last = model(series), model(series, last=True)
+    assert last.z.shape[1] == 1
+    for one, other in zip(last, whole, strict=True):
+        close(one, other[:, -1:])
+
+
 @pytest.mark.parametrize("kind", ["plain", "hybrid", "covariates"])
 def test_some_rows_at_a_time_are_all_rows(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = made(kind)
