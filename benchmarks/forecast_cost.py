@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -101,19 +102,21 @@ def history_table(
         for n in contexts:
             if n <= PEER_MOST:
                 calls[PEER, n] = functools.partial(contestants.cold_peer, contestants.peer(n, AHEAD), series(1, n))
-    found = timed(calls, options.turns, 0.0)
+    found = timed(calls, options.long_turns, 0.0)
+    most: dict[tuple[str, int], int] = {}
+    if options.memory:
+        for name in dict.fromkeys(name for name, _ in calls):
+            reached = [n for one, n in calls if one == name]
+            peaks = contestants.peaks(name, reached, Size(options.dim, options.layers))
+            most |= {(name, n): peak for n, peak in zip(reached, peaks, strict=True)}
     table = Table(
         f"Reading the whole history and a forecast of {AHEAD}, one series",
         ["history", "tokens", "model", "time", "x ours", "peak memory, MiB", "error"],
     )
     for n in contexts:
         for name in [*models, *([PEER] if options.peer and n <= PEER_MOST else [])]:
-            most = (
-                contestants.peak(name, n, Size(options.dim, options.layers)) / 2**20
-                if options.memory and (name, n) in found
-                else None
-            )
-            table.add(f"{n:,}", n // PATCH, name, *compared(found, name, n), most, errors.get((name, n)))
+            peak = most[name, n] / 2**20 if (name, n) in most else None
+            table.add(f"{n:,}", n // PATCH, name, *compared(found, name, n), peak, errors.get((name, n)))
     return table
 
 
@@ -133,7 +136,7 @@ def rate_table(models: Mapping[str, Forecaster], options: argparse.Namespace) ->
             }
             if options.peer:
                 calls[PEER, 0] = functools.partial(contestants.cold_peer, contestants.peer(options.context, h), given)
-            found = timed(calls, options.rate_turns, 0.1)
+            found = timed(calls, options.long_turns, 0.1)
             for name, _ in calls:
                 cell, times = compared(found, name, 0)
                 table.add(batch, h, name, cell, batch / found[name, 0].median, 1 / times if times else None)
@@ -199,19 +202,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dim", type=int, default=128, help="width, a multiple of 32")
     p.add_argument("--layers", type=int, default=4)
     p.add_argument("--turns", type=int, default=7, help="measured turns of each call")
-    p.add_argument("--rate-turns", type=int, default=3, help="the same, for the throughput")
+    p.add_argument("--long-turns", type=int, default=3, help="the same, of whole histories and of the throughput")
     p.add_argument("--threads", type=int, default=None, help="PyTorch threads; default: PyTorch's own choice")
     p.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True, help="time neuralforecast's PatchTST")
     p.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="also measure peak memory")
     p.add_argument("--write", action="store_true", help="write docs/benchmarks/forecast-cost-<machine>.json and .md")
     p.add_argument("--output", type=Path, default=None, help="write JSON here and Markdown beside it")
-    p.add_argument("--peak", nargs=4, metavar=("NAME", "CONTEXT", "DIM", "LAYERS"), help=argparse.SUPPRESS)
+    p.add_argument("--peaks", nargs="+", metavar="NAME DIM LAYERS CONTEXT", help=argparse.SUPPRESS)
     return p
 
 
 def check(p: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuse sizes that do not fit, in a sentence."""
-    for name in ("layers", "turns", "rate_turns"):
+    for name in ("layers", "turns", "long_turns"):
         if getattr(options, name) < 1:
             p.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
     if options.dim < 32 or options.dim % 32:
@@ -225,6 +228,7 @@ def notes(models: Mapping[str, Forecaster], why_no_peer: str | None) -> list[str
     """What the reader must know."""
     sizes = ", ".join(f"{name}: {sum(p.numel() for p in model.parameters()):,}" for name, model in models.items())
     found = [
+        f"Load average of the last minute when it began: {os.getloadavg()[0]:.1f}.",
         f"Parameters: {sizes}. Random weights, float32, no gradients, patches of {PATCH} steps, {AHEAD} steps ahead at "
         "once, 21 quantiles. Median (least to most) over turns taken side by side in one process.",
         f"New patch: {PATCH} steps in one call, at the end of a patch. New step: the mean over the {PATCH} calls that "
@@ -234,7 +238,8 @@ def notes(models: Mapping[str, Forecaster], why_no_peer: str | None) -> list[str
         "PatchTST: sizes of neuralforecast's defaults but for stride 16 (as many tokens as ours; the default is 8), "
         "one point per step, the network alone without frames and Trainer; up to "
         f"{PEER_MOST:,} steps, as it keeps all attention scores. It cannot be carried on: a new step costs it all.",
-        "Peak memory: growth while the history is read and forecast, beyond model and series, each in a fresh process.",
+        "Peak memory: growth while the history is read and forecast, beyond model and series, on one thread in a "
+        "process of its own.",
         f"Error: largest difference between the normalised quantiles after reading {PIECE} steps at a time and those "
         f"of one pass over all, over their standard deviation; above {BOUND:g} there is no speed.",
         "TiRex's figures are those of NX-AI/tirex's own benchmark files, on another machine.",
@@ -265,9 +270,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     p = parser()
     options = p.parse_args(given)
-    if options.peak:
-        name, context, dim, layers = options.peak
-        print(contestants.own_peak(name, int(context), Size(int(dim), int(layers))))
+    if options.peaks:
+        name, (dim, layers, *contexts) = options.peaks[0], map(int, options.peaks[1:])
+        print(contestants.own_peaks(name, contexts, Size(dim, layers)))
         return 0
     check(p, options)
     if options.threads:

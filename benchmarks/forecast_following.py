@@ -9,7 +9,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from apps.timeseries.forecaster import Forecaster
 from apps.timeseries.model import build_model
 from apps.timeseries.series import Series
 from apps.timeseries.stream import Stream
-from benchmarks.memory import growth
+from benchmarks.memory import growth_apart
 from benchmarks.report import versions
 
 OURS, TWIN, PEER = "Rimer, RWKV-7", "attention twin, cache", "PatchTST, neuralforecast"
@@ -128,22 +128,26 @@ def following(model: Forecaster, stream: Stream) -> Following:
 # ---------------------------------------------------------------------------------------------------------- memory
 
 
-def peak(name: str, context: int, size: Size) -> int:
-    """Bytes that reading a history and forecasting needs at most, beyond the model and the series; a fresh process."""
-    sizes = [str(context), str(size.dim), str(size.layers)]
-    command = [sys.executable, "-m", "benchmarks.forecast_cost", "--peak", name, *sizes]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+def peaks(name: str, contexts: Sequence[int], size: Size) -> list[int]:
+    """Bytes that reading a history and forecasting needs at most, beyond the model and the series, on one thread."""
+    if not contexts:
+        return []
+    numbers = [*size, *contexts]
+    command = [sys.executable, "-m", "benchmarks.forecast_cost", "--peaks", name, *map(str, numbers)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 @torch.inference_mode()
-def own_peak(name: str, context: int, size: Size) -> int:
-    """The same of this process, which should be fresh."""
-    if name == PEER:
-        cold_peer(peer(PATCH * 4, AHEAD), series(1, PATCH * 4))  # everything that is loaded once
-        model, given = peer(context, AHEAD), series(1, context)
-        return growth(lambda: cold_peer(model, given))
-    ours, given = build(name, size), series(1, context)
-    cold(ours, series(1, PATCH * 4), AHEAD)
-    return growth(lambda: cold(ours, given, AHEAD))
+def own_peaks(name: str, contexts: Sequence[int], size: Size) -> list[int]:
+    """The same of this process, which should be fresh and single-threaded."""
+
+    def reading(context: int) -> Callable[[], object]:
+        if name == PEER:
+            return functools.partial(cold_peer, peer(context, AHEAD), series(1, context))
+        return functools.partial(cold, build(name, size), series(1, context), AHEAD)
+
+    small = reading(4 * PATCH)
+    small()  # everything that is loaded once
+    return [growth_apart(reading(context), small) for context in contexts]
