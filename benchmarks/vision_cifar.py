@@ -66,6 +66,12 @@ BAR = {"top-1": 0.95, "parameters": 10_000_000, "seconds": 600.0}
 """Of VRWKV-7 on a GPU: test accuracy at least, parameters and wall seconds of training at most."""
 
 
+_CLOCK_NOTES = {
+    "cpu": "CPU time is the process's on all cores: others on the machine lengthen it by competing for caches alone.",
+    "wall": "It is wall time: another process on the machine lengthens it.",
+}
+
+
 class Key(NamedTuple):
     """One training."""
 
@@ -193,9 +199,8 @@ def _notes(keys: Sequence[Key], lines: Trainings, jobs: int) -> Sequence[str]:
         "DeiT: timm's deit_tiny_patch16_224 (class token, SDPA) at this width and depth. The twin: VRWKV-7's skeleton "
         "with SDPA and GELU MLPs. The MLPs of both are widened until the parameters are equal.",
         "Time is that of training, data included, validation not. "
-        + ("CPU time is that of the process on all cores: other processes hardly change it." if setting.clock == "cpu"
-           else "It is wall time: another process on the machine lengthens it."),
-        f"{jobs} at a time with {setting.threads} threads each. Steps are the comparison that no noise disturbs.",
+        + _CLOCK_NOTES[setting.clock],
+        f"{jobs} at a time, PyTorch threads of each: {setting.threads}. Noise does not disturb the comparison by steps.",
     ]  # fmt: skip
     seeds = len({key.seed for key in keys})
     if seeds == 1:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.callbacks import Callback
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -18,7 +19,7 @@ from benchmarks.report import Table
 from benchmarks.vision_training import Outcome, train
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
-"""Seconds on the wall; or of all cores that this process got, which other processes hardly change."""
+"""Seconds on the wall; or of the cores that this process got, which others lengthen by competing for caches alone."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,11 @@ class Curve(Outcome):
         return next((point for point in self.points if point[0] == step), None)
 
     def at_time(self, seconds: float) -> float | None:
-        """The accuracy when these seconds were spent: that of the last look until then."""
-        return next((val for _, spent, val in reversed(self.points) if spent <= seconds), None)
+        """The accuracy when these seconds were spent, on the line between two looks; None before the first."""
+        if not self.points or seconds < self.points[0][1]:
+            return None
+        _, spent, val = zip(*self.points, strict=True)
+        return float(np.interp(seconds, spent, val))
 
 
 class Watch(Callback):
@@ -138,7 +142,7 @@ def step_table(curves: Curves, batch: int) -> Table | None:
 
 
 def progress_table(curves: Curves, seconds: float, unit: str, rows: int = 10) -> Table:
-    """Validation accuracy at each tenth of the time, a column per model."""
+    """Validation accuracy at each tenth of the time, a column per model; between two looks, what lies between."""
     table = Table("Accuracy on validation pictures by time, %", [unit, *curves])
     for row in range(1, rows + 1):
         now = seconds * row / rows

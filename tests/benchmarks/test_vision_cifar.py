@@ -118,10 +118,10 @@ def test_equal_steps_are_compared_where_all_were_looked_at():
     assert common_step({OURS: [SLOW], RIVAL: [curve([(3, 1.0, 0.1)])]}) is None
 
 
-def test_time_is_compared_by_the_last_look_until_then():
+def test_time_is_compared_on_the_lines_between_looks():
     table = progress_table({OURS: [SLOW], RIVAL: [QUICK]}, 60.0, "minutes", rows=4)
     assert table.columns == ["minutes", OURS, RIVAL]
-    wanted = [("0.25", None, 10.0), ("0.5", 20.0, 50.0), ("0.75", 20.0, 50.0), ("1", 40.0, 60.0)]
+    wanted = [("0.25", None, 20.0), ("0.5", 20.0, 50.0), ("0.75", 30.0, 55.0), ("1", 40.0, 60.0)]
     for row, (minutes, *values) in zip(table.rows, wanted, strict=True):
         assert row[0] == minutes
         assert list(row[1:]) == pytest.approx(values)
