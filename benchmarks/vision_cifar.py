@@ -200,7 +200,7 @@ def _notes(keys: Sequence[Key], lines: Trainings, jobs: int) -> Sequence[str]:
         "with SDPA and GELU MLPs. The MLPs of both are widened until the parameters are equal.",
         "Time is that of training, data included, validation not. "
         + _CLOCK_NOTES[setting.clock],
-        f"{jobs} at a time, PyTorch threads of each: {setting.threads}. Noise does not disturb the comparison by steps.",
+        f"{jobs} at a time, PyTorch threads of each: {setting.threads}. Noise does not touch the comparison by steps.",
     ]  # fmt: skip
     seeds = len({key.seed for key in keys})
     if seeds == 1:
