@@ -38,8 +38,8 @@ class Rimer:
 
     Args:
         h: horizon in steps; :meth:`predict` takes any other as well.
-        input_size: steps of history in a training window; None: three horizons or two seasons; -1: all there are.
-            Forecasts rest on the whole history, except those of models that read windows.
+        input_size: steps of history in a training window, and the most that a forecast rests on; None: three horizons
+            or two seasons, whichever is longer; -1: the longest series.
         model: "rimer", or a twin: "ridge", "dlinear", "seasonal_naive", ...
         patch_len: steps per token; None: by the input's size, 16 at most.
         hidden_size, num_layers, mixer, norm, dropout: of the network.
@@ -199,7 +199,7 @@ class Rimer:
             live = self._now()
         else:
             table = learned.read(df, freq)
-            live = learned.begin(table, learned.read_static(static_df, table.ids))
+            live = learned.begin(table, learned.read_static(static_df, table.ids), to_go_on=False)
         ends = live.followed.ends
         known = learned.covariates.of_future(futr_df, *ends, h, live.frequency, learned.columns)
         found = live.followed.forecast(h, known)
@@ -334,7 +334,8 @@ class Rimer:
             name: folder or Hub id.
             device: where the model goes; None: GPU if there is one.
             id_col, time_col, target_col: names of the frames' columns, if they are not those it was trained with.
-            options: of the constructor, to be other than they were: h, freq, season_length, point, alias, ...
+            options: of the constructor, to be other than they were: h, freq, season_length, point, alias, ...;
+                input_size=-1 lets forecasts rest on the whole history, however long.
 
         Raises:
             UserError: files are missing, broken, or do not fit each other; an unknown option.
@@ -371,6 +372,8 @@ class Rimer:
         changed: dict[str, Any] = {"group_size": found._base.group_size}
         if found._base.frequency not in (None, learned.frequency):
             changed |= {"frequency": found._base.frequency, "season_length": None}  # it has seasons of its own
+        if "input_size" in options:
+            changed["context"] = None if options["input_size"] in (None, -1) else options["input_size"]
         if "season_length" in options:
             changed["season_length"] = found._base.season_length
         found.learned = replace(learned, **changed)

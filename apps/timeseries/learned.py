@@ -17,8 +17,10 @@ from apps.timeseries.followed import Followed
 from apps.timeseries.forecaster import Forecaster
 from apps.timeseries.frame import Style, Table
 from apps.timeseries.frequency import Frequency
+from apps.timeseries.model import RimerModel
 from apps.timeseries.options import choose_sizes, model_options, training_borders
 from apps.timeseries.panel import Panel
+from apps.timeseries.relay import Relay
 from core.errors import UserError
 
 Statics = Mapping[Hashable, np.ndarray]
@@ -46,6 +48,7 @@ class Learned:
         frequency: None: told from each frame.
         season_length: in steps; None: those usual for the frequency.
         group_size: series that are read at once.
+        context: steps that a forecast rests on at most, those of the training's windows; None: all there are.
     """
 
     h: int
@@ -54,6 +57,7 @@ class Learned:
     season_length: Sequence[int] | None = None
     columns: Columns = NIXTLA
     group_size: int = 256
+    context: int | None = None
     model: Forecaster | None = None
     options: Mapping[str, Any] | None = None
 
@@ -68,6 +72,7 @@ class Learned:
             frequency=None if data["freq"] is None else frequency.parse(data["freq"]),
             season_length=data["season_length"] or None,
             columns=Columns(**data["columns"]),
+            context=data.get("context") or None,
             model=_forecaster(model),
             options=config["model"],
         )
@@ -90,6 +95,7 @@ class Learned:
             "static": list(self.covariates.static),
             "scalers": {name: list(pair) for name, pair in self.covariates.scalers.items()},
             "h": self.h,
+            "context": self.context,
         }
 
     def seasons(self, settled: Frequency | None) -> tuple[int, ...]:
@@ -113,11 +119,20 @@ class Learned:
         model, seasons = self.forecaster, self.seasons(settled)
         wanted = getattr(model, "num_periods", len(seasons))
         seasons = (*seasons, *[0] * wanted)[:wanted]
-        return Followed(model, self.covariates, seasons, self.group_size)
+        return Followed(model, self.covariates, seasons, self.group_size, Relay.of(self._longest(), model.patch_len))
 
-    def begin(self, table: Table, static: Statics | None) -> Live:
-        """These series, followed to their ends."""
-        return Live(self.nothing_followed(table.frequency).update(table, static), table.frequency, table.style)
+    def _longest(self) -> int | None:
+        """Steps that a stream may have; None: any number, as of models that read windows of their own."""
+        model = self.forecaster
+        if not isinstance(model, RimerModel) or model.norm == "window":
+            return None
+        # A closed-form part needs its whole window before it says anything.
+        return self.context if model.ridge is None or not self.context else 2 * max(self.context, model.input_len or 0)
+
+    def begin(self, table: Table, static: Statics | None, *, to_go_on: bool = True) -> Live:
+        """These series, followed to their ends; not `to_go_on`: for one forecast alone."""
+        followed = self.nothing_followed(table.frequency).update(table, static, to_go_on=to_go_on)
+        return Live(followed, table.frequency, table.style)
 
     def fitted(
         self, table: Table, static: Statics | None, val_size: int, arguments: Mapping[str, Any], further: dict[str, Any]
@@ -133,12 +148,12 @@ class Learned:
         borders = training_borders(table, self.h, val_size)
         fixed = None if static is None else np.stack([static[key] for key in table.ids])
         covariates = self.covariates if self.model else self.covariates.fitted(table, fixed, borders[0].numpy())
-        learned = replace(self, covariates=covariates, frequency=table.frequency)
-        seasons = learned.seasons(table.frequency)
+        seasons = self.seasons(table.frequency)
         longest = int(borders[0].max())
         patch_len = self.model.patch_len if self.model else arguments["patch_len"]
         sizes = choose_sizes(self.h, arguments["input_size"], patch_len, seasons, longest)
         options = self.options or model_options(arguments, further, sizes, self.h, covariates, seasons)
+        learned = replace(self, covariates=covariates, frequency=table.frequency, context=sizes.context)
         recipe = Recipe.of(arguments)
         per_epoch = recipe.batch_size * min(recipe.val_check_steps, recipe.max_steps)
         data = PanelData(

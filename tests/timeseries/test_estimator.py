@@ -124,7 +124,20 @@ def test_update_costs_what_is_new(fitted: Rimer, tmp_path: Path, monkeypatch: py
     update = model.update
     monkeypatch.setattr(model, "update", lambda s, v, *rest: seen.append(tuple(v.shape)) or update(s, v, *rest))
     stream.update(rows_of({"a": series(2, 10.0, 7)}, "2026-01-13 08:00"))
-    assert seen == [(1, 2)]
+    assert sum(rows for rows, _ in seen) == 4  # the streams of a relay
+    assert {steps for _, steps in seen} == {2}
+    assert stream.predict()["ds"].iloc[0] == pd.Timestamp("2026-01-13 10:00")
+
+
+def test_forecasts_rest_on_no_more_than_was_trained_on(fitted: Rimer, panel: pd.DataFrame, tmp_path: Path) -> None:
+    fitted.save(tmp_path)
+    one = panel[panel["unique_id"] == "a"].reset_index(drop=True)
+    changed = one.assign(y=one["y"].mask(one.index < 200 - 64, 1e3))
+    same(fitted.predict(df=changed), fitted.predict(df=one))
+    whole = Rimer.load(tmp_path, input_size=-1)
+    assert (whole.predict(df=changed)["Rimer"] != whole.predict(df=one)["Rimer"]).all()
+    short = one[:48]
+    same(fitted.predict(df=short), whole.predict(df=short))
 
 
 def test_a_series_alone_and_among_others(fitted: Rimer, panel: pd.DataFrame) -> None:
