@@ -43,20 +43,19 @@ def errors_table(
     name: str,
     untrained: Mapping[str, Errors],
     done: Mapping[str, Sequence[Forecasts]],
-    times: Mapping[str, float],
 ) -> Table:
     """Test MSE ± spread / MAE of a set by model and horizon; models without any training are left out."""
     table = Table(
         f"{name}: MSE / MAE on the test, mean and standard deviation over seeds",
-        ["forecaster", "parameters", "seeds", "steps", "seconds", *map(str, HORIZONS)],
+        ["forecaster", "parameters", "seeds", "steps", *map(str, HORIZONS)],
     )
     for model, found in untrained.items():
-        table.add(model, None, None, None, None, *(_cell([found[ALONE][str(h)]]) for h in HORIZONS))
+        table.add(model, None, None, None, *(_cell([found[ALONE][str(h)]]) for h in HORIZONS))
     for model, outcomes in done.items():
         for kind in (ALONE, MEAN) if outcomes else ():
             one = outcomes[0]
             label = model if kind == ALONE else f"{model}, {MEAN}"
-            facts = one.parameters, len(outcomes), one.steps, round(statistics.median(x.seconds for x in outcomes))
+            facts = one.parameters, len(outcomes), one.steps
             table.add(label, *facts, *(_cell([x.test_errors[kind][str(h)] for x in outcomes]) for h in HORIZONS))
     return table
 
