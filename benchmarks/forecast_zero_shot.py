@@ -278,6 +278,12 @@ def _peer(model: str, evaluation: EvaluationSet) -> Floats:
     return PEERS[model](evaluation, model)
 
 
+def _without_notes(given: Sequence[str]) -> list[str]:
+    """The command line less its notes, which stand below the tables."""
+    notes = {i + step for i, word in enumerate(given) if word == "--note" for step in (0, 1)}
+    return [word for i, word in enumerate(given) if i not in notes]
+
+
 def main() -> None:
     given = sys.argv[1:]
     options = arguments(given)
@@ -286,7 +292,7 @@ def main() -> None:
         sets, made, notes = gather(options)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
-    report = make_report(sets, made, shlex.join(given), [*notes, *options.note, *NOTES])
+    report = make_report(sets, made, shlex.join(_without_notes(given)), [*notes, *options.note, *NOTES])
     print(report.markdown())
     if options.write:
         for path in report.write(report.default_path("forecast_zero_shot")):
