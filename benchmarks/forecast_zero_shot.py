@@ -223,7 +223,8 @@ def make_report(
 
 NOTES = [
     "Rimer was pre-trained on synthetic series alone; no series of these sets, nor any other real one, had a part in "
-    "it. The synthetic processes are our own prior of what series look like, made with these kinds of data in mind.",
+    "it. The synthetic processes are our own prior of what series look like, made with these kinds of data in mind; "
+    "they and the model's readout were settled while looking at forecasts of these sets.",
     f"statsforecast's models are fitted to each series: to the last {BOUND} seasons where the season is longer than 12 "
     f"steps, to the last {PLAIN} steps elsewhere; AutoETS has no seasons of more than 24 steps. neuralforecast's are "
     "trained per set, on rows before the first forecast alone.",
