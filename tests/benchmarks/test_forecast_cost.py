@@ -110,11 +110,11 @@ def test_bars():
     flat = timings({1024: 1.0, 16384: 1.1, 65536: 1.19}, {1024: 5.0, 16384: 12.0, 65536: 60.0})
     steep = timings({1024: 1.0, 16384: 1.5, 65536: 2.0}, {1024: 5.0, 16384: 12.0, 65536: 60.0})
     options = benchmark.parser().parse_args([])
-    rows = benchmark.bars(
-        {1: {"patch": flat, "step": steep, "forecast": flat}}, {"256/32": 199.0, "1/32": 5.0}, options
-    )
+    by_op, rates = {"patch": flat, "step": steep, "forecast": flat}, {"256/32": 199.0, "1/32": 5.0}
+    rows = benchmark.bars({1: by_op}, {(TWIN, 16384): Timing((24.2,))}, rates, options)
     assert [(row[2], row[3]) for row in rows.rows] == [
-        (1.19, "yes"), (pytest.approx(12 / 1.1), "yes"), (2.0, "no"), (8.0, "no"), (1.19, "yes"), (199.0, "no"),
+        (1.19, "yes"), (pytest.approx(12 / 1.1), "yes"), (2.0, "no"), (8.0, "no"), (1.19, "yes"),
+        (pytest.approx(11), "yes"), (199.0, "no"),
     ]  # fmt: skip
 
 
