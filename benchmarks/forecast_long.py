@@ -5,7 +5,7 @@ published. ETTh1 and ETTm1, 672 steps in, 96 to 720 ahead, every window counted.
     python -m benchmarks.forecast_long --output runs/long --write         and then into docs/benchmarks
 
 Each finished training is a line of ``trainings.jsonl`` in the output folder; a rerun does the rest, and refuses a
-folder whose lines were made with other settings. Whatever was chosen was chosen on validation windows.
+folder whose lines were made with other settings. Ridge's centre and penalty are chosen on validation windows.
 """
 
 from __future__ import annotations
@@ -194,7 +194,8 @@ def _notes(keys: Sequence[Key], lines: Lines[Setting, Key, Forecasts], times: Ma
         "MSE / MAE over all test windows, 7 channels and all steps, data scaled by the training rows; mean and "
         "standard deviation over seeds. Beyond a model's own output its forecast is fed back.",
         "Mean with ridge: half the model's forecast, half the closed-form ridge's of that horizon. The plain average "
-        "was preferred to a share chosen on validation after trials on ETTh1 in which test errors were seen as well.",
+        "was preferred to a share chosen on validation, and width, rate and steps were settled, in trials in which "
+        "test errors were seen as well.",
         "Ridge: centre and penalty by validation; penalties from 1e-6 to 1 x the inputs' mean second moment.",
         f"Equal time: {setting.ratio:.2f} x the steps. Equal parameters: the twin's channel mixers are widened.",
     ]

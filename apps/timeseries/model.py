@@ -59,7 +59,8 @@ class RimerModel(WindowForecaster):
         n_futr, n_hist, n_static: numbers of covariates.
         dropout: of the embedding and of the features before the head.
         input_len: window of norm="window" and of the ridge path, a multiple of P.
-        ridge: take a closed-form linear forecast from the last input_len steps as one more path; it is fitted by
+        ridge: what becomes of a closed-form linear forecast from the last input_len steps: "path" (or True), it is
+            one more path; "mean", outside training forecasts lie halfway between it and the network's. It is fitted by
             :meth:`fit_closed_form` before training.
         mix: of the paths: "convex" or "affine", which has the drift as one more path and residuals in units of recent
             changes, see :class:`apps.timeseries.readout.Readout`.
@@ -91,7 +92,7 @@ class RimerModel(WindowForecaster):
         dropout: float = 0.0,
         drop_path: float = 0.0,
         input_len: int | None = None,
-        ridge: bool = False,
+        ridge: bool | str = False,
         mix: str = "convex",
     ) -> None:
         super().__init__()
@@ -113,7 +114,9 @@ class RimerModel(WindowForecaster):
         self.backbone = Backbone(**shape, mixer=mixer, hidden_dim=self.hidden_dim, drop_path=drop_path)
         self.ridge = RidgePath(input_len, output_len) if ridge and input_len else None
         self.mix = mix
-        count = 1 + paths.count(num_periods) + (self.ridge is not None) + (mix == "affine")
+        self.halfway = ridge == "mean"
+        along = self.ridge is not None and not self.halfway
+        count = 1 + paths.count(num_periods) + along + (mix == "affine")
         self.readout = Readout(
             dim, patch_len + output_len, count, quantiles, n_futr=n_futr, dropout=dropout,
             mix=mix, num_changes=1 + num_periods,
@@ -351,8 +354,8 @@ class RimerModel(WindowForecaster):
         slots = self.patch_len + self.output_len
         kept = periods.masked_fill(periods > self.max_period, 0)
         naive = naive_paths(history, end, base, slots, kept)
-        if self.ridge is not None:
-            linear = self.ridge(history, end, base, slots, naive.values[..., 0])
+        linear = None if self.ridge is None else self.ridge(history, end, base, slots, naive.values[..., 0])
+        if linear is not None and not self.halfway:
             naive = Paths(*(torch.cat(parts, dim=-1) for parts in zip(naive, linear, strict=True)))
         changes = None
         loc, scale = (part[..., None] for part in stats.loc_scale())
@@ -361,7 +364,12 @@ class RimerModel(WindowForecaster):
             naive = Paths(*(torch.cat(parts, dim=-1) for parts in zip(naive, drift, strict=True)))
             changes = recent_changes(history, end, kept, lambda y: self.normalise(y, loc, scale))
         z = self.normalise(naive.values, loc[..., None], scale[..., None])
-        return Output(self.readout(x, z, naive.available, futr, changes), loc, scale)
+        found = self.readout(x, z, naive.available, futr, changes)
+        if linear is not None and self.halfway and not self.training:
+            middle = found[..., self.readout.head.middle, None]
+            away = self.normalise(linear.values, loc[..., None], scale[..., None]) - middle
+            found = found + 0.5 * away.where(linear.available[:, :, None], 0.0)
+        return Output(found, loc, scale)
 
     def _require(self, futr: Tensor | None, hist: Tensor | None, static: Tensor | None) -> None:
         for given, expected, name in (
@@ -403,12 +411,15 @@ def build_model(model: dict[str, Any]) -> Forecaster:
         raise UserError(f"The forecaster '{name}' cannot be built: {error}") from error
 
 
-def _check_sizes(patch_len: int, output_len: int, norm: str, input_len: int | None, ridge: bool) -> None:
+def _check_sizes(patch_len: int, output_len: int, norm: str, input_len: int | None, ridge: bool | str) -> None:
     if patch_len < 1 or output_len < 1 or output_len % patch_len:
         raise ValueError(f"output_len must be a multiple of patch_len, got {output_len} and {patch_len}")
     if norm not in NORMS:
         raise ValueError(f"norm is {norm!r}; expected one of {', '.join(NORMS)}")
+    if ridge not in (False, True, "path", "mean"):
+        raise ValueError(f"ridge is {ridge!r}; expected false, path or mean")
     if (norm == "window" or ridge) and not input_len:
-        raise ValueError(f"{'norm=window' if norm == 'window' else 'ridge=true'} needs input_len, a number of steps")
+        what = "norm=window" if norm == "window" else f"ridge={ridge}"
+        raise ValueError(f"{what} needs input_len, a number of steps")
     if input_len is not None and (input_len < 1 or input_len % patch_len):
         raise ValueError(f"input_len must be a multiple of patch_len, got {input_len} and {patch_len}")

@@ -11,6 +11,7 @@ from torch import Tensor
 from apps.timeseries.forecaster import Forecaster
 from apps.timeseries.model import RimerModel, build_model
 from apps.timeseries.readout import Readout
+from apps.timeseries.ridge import apply
 from apps.timeseries.series import Series, stack
 from apps.timeseries.stream import Stream
 from core import count_parameters
@@ -26,6 +27,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "forgetting": {"norm_halflife": 50.0},
     "unnormalised": {"norm": "none", "arcsinh": False},
     "ridge": {"ridge": True, "input_len": 32},
+    "halfway": {"ridge": "mean", "input_len": 32},
     "affine": {"mix": "affine"},
     "no periods": {"num_periods": 0, "max_position": 0},
     "point": {"quantiles": ()},
@@ -222,6 +224,26 @@ def test_a_stream_of_rwkv7_stays_as_large_as_it_is_and_a_cache_grows() -> None:
         assert (streamed(model, series, [40, 80]).size > streamed(model, series, [40]).size) is grows
 
 
+def test_halfway_is_the_mean_of_network_and_ridge_outside_training() -> None:
+    model = made("halfway")
+    series = batch(model)
+    halfway = model(series.first(WHOLE))
+    model.halfway = False
+    model.ridge, ridge = None, model.ridge
+    alone = model(series.first(WHOLE))
+    assert ridge is not None
+    middle = model.quantiles.index(0.5)
+    row = 5  # without gaps
+    window = series.values[row, WHOLE - 32 : WHOLE]
+    linear = apply(ridge.weight, window)
+    loc, scale = halfway.loc[row, -1], halfway.scale[row, -1]
+    wanted = (alone.z[row, -1, 8:, middle] + model.normalise(linear, loc, scale)) / 2
+    torch.testing.assert_close(halfway.z[row, -1, 8:, middle], wanted, atol=1e-5, rtol=1e-5)
+    spread = alone.z[row, -1, 8:].diff(dim=-1)
+    torch.testing.assert_close(halfway.z[row, -1, 8:].diff(dim=-1), spread, atol=1e-5, rtol=1e-5)
+    assert torch.equal(halfway.z[row, 2], alone.z[row, 2])  # 24 steps: too few for the ridge
+
+
 def test_gradients_reach_every_parameter() -> None:
     model = made("covariates").train()
     series = batch(model)
@@ -255,6 +277,7 @@ def test_stacked_series_and_first_steps() -> None:
         ({"norm": "revin"}, "norm is 'revin'; expected one of causal, window, none"),
         ({"norm": "window"}, "needs input_len"),
         ({"ridge": True}, "needs input_len"),
+        ({"ridge": "average"}, "ridge is 'average'; expected false, path or mean"),
         ({"input_len": 100}, "input_len must be a multiple"),
         ({"dim": 100}, "multiple of head_dim"),
     ],
