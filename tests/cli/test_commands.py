@@ -37,7 +37,7 @@ def test_help_and_list_need_no_torch(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
     assert done.returncode == (0 if words else 2)
     assert "HEAVY set()" in done.stdout
-    assert len(done.stdout.splitlines()) < 45
+    assert len(done.stdout.splitlines()) < 80
 
 
 def test_list_says_what_each_is(tiny_app: Path, capsys: pytest.CaptureFixture[str]) -> None:

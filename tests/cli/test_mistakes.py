@@ -16,7 +16,7 @@ POINTS = "train experiment=tiny/points"
 
 MISTAKES = [
     ("trian", "did you mean 'train'?"),
-    ("train", "Say what to train: greylag train experiment=NAME; there are: tiny/points, vision/"),
+    ("train", "Say what to train: greylag train experiment=NAME; there are: timeseries/co2, "),
     ("train tiny/points", "did you mean experiment=tiny/points?"),
     ("train experimnet=tiny/points", "no option 'experimnet'; did you mean 'experiment'?"),
     ("train experiment=tiny/pionts", "no experiment 'tiny/pionts'; did you mean 'tiny/points'?"),

@@ -24,7 +24,7 @@ def test_public_names() -> None:
     """Users write these; a name goes only with a line in CHANGELOG.md."""
     public = {
         "core": """Attention Backbone Block ChannelMix Context RWKV7LM State TimeMix TokenShift Walk
-            available_backends channel_mixers token_mixers use_backend wkv7""",
+            available_backends channel_mixers count_parameters matching_hidden_dim token_mixers use_backend wkv7""",
         "core.wkv": "Walk available_backends use_backend wkv7 wkv7_reference",
         "core.checkpoint": """load_blinkdl load_fla load_pretrained load_rwkv_cpp save_blinkdl save_fla
             save_pretrained""",
