@@ -17,8 +17,8 @@ from torch import Tensor
 
 from apps.timeseries.metrics import quantile_at
 from apps.timeseries.windows import Case
+from core.train.axes import INK, style
 
-INK, GRID = "#1f2933", "#e4e7eb"
 MODEL, TRUTH, OTHER = "#1d5c7a", "#d9632a", "#7b8794"
 BANDS = ((95, 0.16), (80, 0.24), (50, 0.36))
 """Central intervals in per cent that are drawn, widest first, with their opacity."""
@@ -44,18 +44,6 @@ class Fan:
     middle: np.ndarray
     bands: Mapping[float, tuple[np.ndarray, np.ndarray]]
     truth: np.ndarray | None = None
-
-
-def style(axes: Axes, title: str = "") -> Axes:
-    """Quiet axes: no box, light grid, a left-aligned title."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GRID)
-    axes.tick_params(colors=INK, length=0, labelsize=9)
-    axes.grid(True, color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    if title:
-        axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")
-    return axes
 
 
 def fans_of(

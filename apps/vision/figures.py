@@ -16,21 +16,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from apps.vision.metrics import Bins
+from core.train.axes import INK, style
 
-INK, GRID = "#1f2933", "#e4e7eb"
 RIGHT, WRONG, THIRD = "#1d5c7a", "#d9632a", "#7b8794"
-
-
-def style(axes: Axes, title: str = "") -> Axes:
-    """Quiet axes: no box, light grid, a left-aligned title."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GRID)
-    axes.tick_params(colors=INK, length=0, labelsize=9)
-    axes.grid(True, color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    if title:
-        axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")
-    return axes
 
 
 def training_curves(curves: dict[str, tuple[list[float], list[float]]]) -> Figure:
