@@ -79,7 +79,7 @@ class VRWKV7(nn.Module):
         mixer: str | list[str] = "rwkv7",
         channel_mixer: str | list[str] | None = None,
         token_shift: str = "quad",
-        scan: str = "bidirectional",
+        scan: str = "alternate",
         hidden_dim: int | None = None,
         mixer_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
         channel_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
