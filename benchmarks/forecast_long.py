@@ -36,7 +36,8 @@ from benchmarks.forecast_training import (
     untrained_errors,
 )
 from benchmarks.report import Report, Table, side_by_side, versions
-from benchmarks.vision_study import Lines, run
+from benchmarks.study import Lines, run
+from benchmarks.study_options import names, read_options, show, study_parser
 from benchmarks.vision_training import check, configuration
 from core.atomic import replacing
 from core.errors import UserError
@@ -211,31 +212,13 @@ def _notes(keys: Sequence[Key], lines: Lines[Setting, Key, Forecasts], times: Ma
 # ----------------------------------------------------------------------------------------------------- command line
 
 
-def _names(known: Sequence[str]) -> Callable[[str], list[str]]:
-    def names(text: str) -> list[str]:
-        found = [name.strip() for name in text.split(",") if name.strip()]
-        if not found or set(found) - set(known):
-            raise argparse.ArgumentTypeError(f"{text!r}: give some of {', '.join(known)}, comma-separated")
-        return found
-
-    return names
-
-
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser("python -m benchmarks.forecast_long", description="Long-horizon forecasting, compared.")
-    p.add_argument("--output", type=Path, required=True, help="folder of the finished trainings; a rerun goes on")
-    p.add_argument("--sets", type=_names(SETS), default=list(SETS), help="comma-separated")
-    p.add_argument("--models", type=_names(MODELS), default=list(MODELS), help="comma-separated")
-    p.add_argument("--seeds", type=int, default=5, help="trainings of each, seeds 0, 1, ...")
-    p.add_argument("--steps", type=int, default=300)
-    p.add_argument("--batch", type=int, default=128, help="windows per step")
-    p.add_argument("--lr", type=float, default=2e-3)
+    p = study_parser(
+        "forecast_long", "Long-horizon forecasting, compared.", seeds=5, steps=300, batch=128, lr=2e-3, turns=7
+    )
+    p.add_argument("--sets", type=names(SETS), default=list(SETS), help="comma-separated")
+    p.add_argument("--models", type=names(MODELS), default=list(MODELS), help="comma-separated")
     p.add_argument("--root", default=None, help="folder of ETTh1.csv and ETTm1.csv(.gz); default: $GREYLAG_SHARED/ett")
-    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for greylag train; repeatable")
-    p.add_argument("--jobs", type=int, default=1, help="trainings side by side, a thread each")
-    p.add_argument("--train", action=argparse.BooleanOptionalAction, default=True, help="or the tables alone")
-    p.add_argument("--turns", type=int, default=7, help="measured turns of step times, once per folder; 0: none")
-    p.add_argument("--write", action="store_true", help="write docs/benchmarks/forecast-long-<machine>.json and .md")
     return p
 
 
@@ -243,12 +226,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Train what is missing, print the tables; 1 if a training went wrong, 2 for a wrong argument."""
     given = sys.argv[1:] if arguments is None else arguments
     p = parser()
-    options = p.parse_args(given)
-    for name, least in (("seeds", 1), ("steps", 1), ("batch", 1), ("jobs", 1), ("turns", 0)):
-        if getattr(options, name) < least:
-            p.error(f"--{name} must be at least {least}, got {getattr(options, name)}")
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # inherited by the processes that train
-        os.environ[name] = "1"
+    options = read_options(p, given)
     shared = os.environ.get("GREYLAG_SHARED")
     root = options.root or (shared and str(Path(shared) / "ett")) or ""
     if not root:
@@ -275,9 +253,7 @@ def main(arguments: list[str] | None = None) -> int:
         report = make_report(keys, lines, given, times)
     except UserError as error:
         p.error(str(error))
-    print(report.markdown())
-    if options.write:
-        print("written:", *report.write(report.default_path("forecast-long")))
+    show(report, "forecast-long", options.write)
     return int(bool(wrong))
 
 

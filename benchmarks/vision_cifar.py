@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.report import Report, Table, versions
+from benchmarks.study import Lines, matching_width, run
 from benchmarks.vision_curve import (
     Curve,
     Curves,
@@ -37,7 +38,6 @@ from benchmarks.vision_curve import (
     time_table,
     train_watched,
 )
-from benchmarks.vision_study import Lines, matching_width, run
 from benchmarks.vision_training import build, check, cifar_root, configuration, picture_facts
 from core.errors import UserError
 

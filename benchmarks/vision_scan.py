@@ -13,18 +13,17 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
 import shlex
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from benchmarks.report import Report, Table, side_by_side, versions
-from benchmarks.vision_study import Lines, matching_width, run
+from benchmarks.study import Lines, matching_width, run
+from benchmarks.study_options import names, read_options, show, study_parser
 from benchmarks.vision_training import Outcome, batch, build, check, cifar_root, configuration, picture_facts, train
 from core.errors import UserError
 from core.layers.scan import SCANS
@@ -193,31 +192,11 @@ def make_report(keys: Sequence[Key], lines: Trainings, given: list[str], turns: 
 # ----------------------------------------------------------------------------------------------------- command line
 
 
-def _names(known: Sequence[str]) -> Callable[[str], list[str]]:
-    def names(text: str) -> list[str]:
-        found = [name.strip() for name in text.split(",") if name.strip()]
-        if not found or set(found) - set(known):
-            raise argparse.ArgumentTypeError(f"{text!r}: give some of {', '.join(known)}, comma-separated")
-        return found
-
-    return names
-
-
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser("python -m benchmarks.vision_scan", description="Scan orders for images, compared.")
-    p.add_argument("--output", type=Path, required=True, help="folder of the finished trainings; a rerun goes on")
-    p.add_argument("--scans", type=_names(SCANS), default=list(STUDIED), help="comma-separated")
-    p.add_argument("--shifts", type=_names(TOKEN_SHIFTS), default=list(SHIFTS), help="comma-separated")
-    p.add_argument("--seeds", type=int, default=3, help="trainings of each, seeds 0, 1, ...")
-    p.add_argument("--steps", type=int, default=200)
-    p.add_argument("--batch", type=int, default=64, help="pictures per step")
-    p.add_argument("--lr", type=float, default=4e-3)
+    p = study_parser("vision_scan", "Scan orders for images, compared.", seeds=3, steps=200, batch=64, lr=4e-3, turns=0)
+    p.add_argument("--scans", type=names(SCANS), default=list(STUDIED), help="comma-separated")
+    p.add_argument("--shifts", type=names(TOKEN_SHIFTS), default=list(SHIFTS), help="comma-separated")
     p.add_argument("--root", default=None, help="CIFAR-10 in class folders; default: $GREYLAG_SHARED/cifar10")
-    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for greylag train; repeatable")
-    p.add_argument("--jobs", type=int, default=1, help="trainings side by side, a thread each")
-    p.add_argument("--train", action=argparse.BooleanOptionalAction, default=True, help="or the table alone")
-    p.add_argument("--turns", type=int, default=0, help="measured turns of step times (needs a quiet machine); 0: none")
-    p.add_argument("--write", action="store_true", help="write docs/benchmarks/vision-scan-<machine>.json and .md")
     return p
 
 
@@ -225,12 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Train what is missing, print the table; 1 if a training went wrong, 2 for a wrong argument."""
     given = sys.argv[1:] if arguments is None else arguments
     p = parser()
-    options = p.parse_args(given)
-    for name, least in (("seeds", 1), ("steps", 1), ("batch", 1), ("jobs", 1), ("turns", 0)):
-        if getattr(options, name) < least:
-            p.error(f"--{name} must be at least {least}, got {getattr(options, name)}")
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # inherited by the processes that train
-        os.environ[name] = "1"
+    options = read_options(p, given)
     # Seeds outermost: whatever the moment of a stop, the scans have been treated alike.
     keys = [
         Key(scan, shift, seed) for seed in range(options.seeds) for shift in options.shifts for scan in options.scans
@@ -244,10 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
         wrong = run(keys, lines, options.jobs, _one) if options.train else []
     except UserError as error:
         p.error(str(error))
-    report = make_report(keys, lines, given, options.turns)
-    print(report.markdown())
-    if options.write:
-        print("written:", *report.write(report.default_path("vision-scan")))
+    show(make_report(keys, lines, given, options.turns), "vision-scan", options.write)
     return int(bool(wrong))
 
 

@@ -18,7 +18,7 @@ from benchmarks import forecast_long as benchmark
 from benchmarks.forecast_long import DLINEAR, MODELS, RWKV, SETS, TWIN, TWIN_TIME, Key, Setting
 from benchmarks.forecast_tables import BARS, mean_and_spread
 from benchmarks.forecast_training import ALONE, HORIZONS, MEAN, Forecasts, by_model, errors, kinds, last_value, only
-from benchmarks.vision_study import LINES
+from benchmarks.study import LINES
 from benchmarks.vision_training import configuration
 
 SETTING = Setting(10, 8, 1e-3, 1.5, "data", ())

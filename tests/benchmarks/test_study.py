@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.vision_study import matching_width
+from benchmarks.study import matching_width
 
 # Trainings that never end. The processes that do them import this file anew.
 STUDY = """
@@ -19,7 +19,7 @@ import sys, time
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.vision_study import Lines, run
+from benchmarks.study import Lines, run
 
 FOLDER = Path(sys.argv[1])
 

@@ -12,9 +12,9 @@ from timm.layers import use_fused_attn
 
 from benchmarks import vision_cifar as benchmark
 from benchmarks import vision_curve
+from benchmarks.study import LINES
 from benchmarks.vision_cifar import MODELS, OURS, RIVAL, SHAPES, TWIN, Key, model_words, verdict
 from benchmarks.vision_curve import Curve, Watch, common_step, draw, progress_table, step_table, time_table
-from benchmarks.vision_study import LINES
 from benchmarks.vision_training import build, configuration, picture_facts
 
 

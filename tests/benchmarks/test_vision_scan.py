@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import vision_scan as benchmark
+from benchmarks.study import LINES, run
 from benchmarks.vision_scan import Key, Setting, Trainings
-from benchmarks.vision_study import LINES, run
 from benchmarks.vision_training import Outcome, build, configuration, picture_facts, train
 from core.errors import UserError
 
