@@ -31,6 +31,8 @@ class Forecaster(nn.Module):
         input_len: steps that it reads at most; None: all there are.
         quantiles: levels of the last dimension of what it predicts; () for a point forecaster.
         arcsinh: whether normalised values are squashed by arcsinh.
+        part_filled: whether it forecasts from patches of which the last steps have not come yet; readers of a window
+            end their patches where the series ends.
     """
 
     patch_len: int
@@ -38,6 +40,7 @@ class Forecaster(nn.Module):
     input_len: int | None = None
     quantiles: tuple[float, ...] = ()
     arcsinh: bool = False
+    part_filled: bool = False
 
     def forward(self, series: Series) -> Output:
         """Series of N steps, N a multiple of P -> predictions of all N / P tokens."""

@@ -101,6 +101,7 @@ class RimerModel(WindowForecaster):
         self.norm, self.norm_halflife, self.arcsinh = norm, norm_halflife, arcsinh
         self.n_futr, self.n_hist, self.n_static, self.max_period = n_futr, n_hist, n_static, max_period
         self.num_periods = num_periods
+        self.part_filled = norm != "window"
         self.hidden_size = dim
         self.reach = max(paths.LAGS * max_period if num_periods else 0, (input_len or 0) if ridge else 0)
         self.kept_steps = self.reach + patch_len

@@ -15,12 +15,13 @@ from apps.timeseries.data import ForecastData
 from apps.timeseries.evaluation import Breakdown
 from apps.timeseries.facts import gather_facts
 from apps.timeseries.forecaster import Forecaster, Output
+from apps.timeseries.hiding import hidden_steps
 from apps.timeseries.losses import ForecastLoss
 from apps.timeseries.metrics import ForecastErrors
 from apps.timeseries.model import build_model
 from apps.timeseries.report import write_report
 from apps.timeseries.series import Series
-from apps.timeseries.windows import Case, hidden_blocks
+from apps.timeseries.windows import Case
 from core.errors import UserError
 from core.train.data import DataModule
 from core.train.task import Task
@@ -44,11 +45,13 @@ class ForecastTask(Task):
         data: the data module's ``describe()``.
         loss, loss_space: see :class:`apps.timeseries.losses.ForecastLoss`.
         point: what "mse", "mae" and "mase" judge, and the report draws: "median" or "mean".
-        hide_rows: share of the training series of which something is hidden, so that missing values, half-filled
-            patches and horizons beyond the model's own are learned; 0: nothing.
+        hide_rows: share of the training series of which something is hidden, so that missing values and horizons
+            beyond the model's own are learned; 0: nothing.
         hide_share: up to which share of such a series' steps is hidden.
         hide_tail: steps that are hidden at the end of a series, at most, so that forecasts from any place are
             learned; None: the horizon.
+        hide_ends: share of the training series that lose less than a patch of their last steps, so that forecasts
+            from part-filled patches are learned; of no effect on models that have none.
         pictures: how many forecasts TensorBoard and the report show; 0 for none.
     """
 
@@ -63,12 +66,13 @@ class ForecastTask(Task):
         hide_rows: float = 0.5,
         hide_share: float = 0.4,
         hide_tail: int | None = None,
+        hide_ends: float = 1.0,
         pictures: int = 6,
     ) -> None:
         super().__init__(model, optim, data)
         self.loss = ForecastLoss(loss, loss_space)
         self.loss.check(self.forecaster)
-        for name, value in (("hide_rows", hide_rows), ("hide_share", hide_share)):
+        for name, value in (("hide_rows", hide_rows), ("hide_share", hide_share), ("hide_ends", hide_ends)):
             if not 0 <= value <= 1:
                 raise UserError(f"task.{name} is {value}; a share between 0 and 1 was expected.")
         if point not in ("median", "mean"):
@@ -76,6 +80,7 @@ class ForecastTask(Task):
         self.horizon = int(data["h"])
         self.hide_tail = self.horizon if hide_tail is None else hide_tail
         self.hide_rows, self.hide_share, self.pictures, self.point = hide_rows, hide_share, pictures, point
+        self.hide_ends = hide_ends if self.forecaster.part_filled else 0.0
         levels = self.forecaster.quantiles
         self.errors = nn.ModuleDict({split: ForecastErrors(levels, point) for split in ("val", "test")})
         trained = any(p.requires_grad for p in self.model.parameters())
@@ -149,9 +154,9 @@ class ForecastTask(Task):
         """(B, N) bool; the harness has seeded the draw by (seed, epoch, batch)."""
         rows, steps = history.values.shape
         place = torch.arange(1, steps + 1, device=history.values.device)
-        return hidden_blocks(
+        return hidden_steps(
             rows, steps, self.forecaster.patch_len, chance=self.hide_rows, share=self.hide_share, tail=self.hide_tail,
-            lengths=(history.observed * place).amax(1), device=history.values.device,
+            ends=self.hide_ends, lengths=(history.observed * place).amax(1), device=history.values.device,
         )  # fmt: skip
 
     def on_train_epoch_end(self) -> None:

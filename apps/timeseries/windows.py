@@ -1,4 +1,4 @@
-"""Windows of series: random or all of them for training, every so many steps for evaluation; hiding of inputs."""
+"""Windows of series: random or all of them for training, every so many steps for evaluation."""
 
 from __future__ import annotations
 
@@ -166,66 +166,6 @@ def join(items: Sequence[Series | Case]) -> Any:
         histories = stack([case.history for case in cases])
         return Case(histories, *(torch.stack(part) for part in zip(*(case[1:] for case in cases), strict=True)))
     return stack([item for item in items if isinstance(item, Series)])
-
-
-def hidden_blocks(
-    rows: int,
-    steps: int,
-    patch_len: int,
-    *,
-    chance: float,
-    share: float,
-    tail: int,
-    lengths: Tensor | None = None,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """What to hide of training inputs, so that missing values, half-filled patches and far horizons are learned.
-
-    A row that is hit gets blocks of one of three kinds, at random: of geometric lengths, patch_len / 2 on average, from
-    any step on; the same of whole patches, two on average; or its tail, up to ``tail`` steps, to the end.
-
-    Args:
-        rows, steps: shape of the inputs.
-        patch_len: steps of a patch.
-        chance: share of the rows that are hit.
-        share: up to which share of such a row is hidden (roughly: blocks may overlap); uniform between 0 and this.
-        tail: longest tail; at least one step stays visible.
-        lengths: (rows,) int64, where each row's tail ends; None: at the last step.
-        device: of the result; draws come from its global generator.
-
-    Returns:
-        (rows, steps) bool, True where hidden.
-    """
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, device=device)
-
-    hit = uniform(rows, 1) < chance
-    kind = torch.randint(3, (rows, 1), device=device)
-    rate = share * uniform(rows, 1)
-    fine = _geometric_blocks(uniform(rows, steps), uniform(rows, steps), rate, max(1.0, patch_len / 2))
-    patches = -(-steps // patch_len)
-    coarse = _geometric_blocks(uniform(rows, patches), uniform(rows, patches), rate, 2.0)
-    coarse = coarse.repeat_interleave(patch_len, 1)[:, :steps]
-    ends = torch.full((rows, 1), steps, device=device) if lengths is None else lengths[:, None]
-    longest = (ends - 1).clamp(0, tail)
-    kept = ends - torch.minimum(1 + (uniform(rows, 1) * longest).floor(), longest)
-    tails = torch.arange(steps, device=device) >= kept
-    return hit & torch.where(kind == 0, fine, torch.where(kind == 1, coarse, tails))
-
-
-def _geometric_blocks(begin: Tensor, length: Tensor, rate: Tensor, mean: float) -> Tensor:
-    """(rows, steps) bool: blocks begin with probability ``rate / mean`` at each step and are ``mean`` long on average.
-
-    ``begin`` and ``length`` are uniform numbers in [0, 1), (rows, steps).
-    """
-    steps = torch.arange(begin.shape[1], device=begin.device)
-    if mean > 1:  # geometric on 1, 2, ...: the number of trials of chance 1 / mean up to a success
-        lengths = 1 + torch.log1p(-length).div(torch.log1p(torch.tensor(-1.0 / mean, device=begin.device))).floor()
-    else:
-        lengths = torch.ones_like(length)
-    ends = torch.where(begin < rate / mean, steps + lengths, 0.0)
-    return ends.cummax(1).values > steps
 
 
 def _whole(name: str, value: object) -> None:

@@ -12,7 +12,7 @@ from apps.timeseries.losses import ForecastLoss
 from apps.timeseries.model import build_model
 from apps.timeseries.series import Series
 from apps.timeseries.synthetic.data import Synthetic, SyntheticSeries
-from apps.timeseries.windows import Case, hidden_blocks
+from apps.timeseries.windows import Case
 from core.errors import UserError
 
 OPTIONS: dict[str, Any] = {
@@ -124,18 +124,6 @@ def test_facts_are_those_of_every_forecaster() -> None:
 
 
 # ----------------------------------------------------------------------------------- what pre-training asks of the task
-
-
-def test_tails_end_where_rows_do() -> None:
-    lengths = torch.tensor([5, 20, 32]).repeat(400)
-    hidden = hidden_blocks(1200, 32, 8, chance=1.0, share=0.0, tail=100, lengths=lengths)
-    hit = hidden.any(1)
-    starts = hidden.float().argmax(1)
-    for length in (5, 20, 32):
-        found = starts[hit & (lengths == length)]
-        assert set(found.tolist()) <= set(range(1, length))
-        assert found.min() <= 2
-        assert found.max() == length - 1
 
 
 def test_the_local_space_weighs_by_the_root_of_spread_by_step() -> None:

@@ -116,10 +116,17 @@ def test_options_that_make_no_sense(data: FakeSeries) -> None:
         task(data, {"quantiles": []})
     with pytest.raises(UserError, match=r"task\.hide_rows is 2"):
         task(data, hide_rows=2.0)
+    with pytest.raises(UserError, match=r"task\.hide_ends is -1"):
+        task(data, hide_ends=-1)
     with pytest.raises(UserError, match=r"data\.context is 64, no multiple of the model's patch_len 24"):
         task(data, {"patch_len": 24, "output_len": 24})
     with pytest.raises(UserError, match=r"task\.point is 'mode'"):
         task(data, point="mode")
+
+
+@pytest.mark.parametrize(("model", "ends"), [({}, 1.0), ({"norm": "window", "input_len": 64}, 0.0)])
+def test_readers_of_windows_have_no_part_filled_patches(data: FakeSeries, model: dict[str, Any], ends: float) -> None:
+    assert task(data, model).hide_ends == ends
 
 
 def test_inputs_are_hidden_while_training_alone(data: FakeSeries, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from apps.timeseries.panel import Panel
 from apps.timeseries.series import Series
-from apps.timeseries.windows import Case, EvaluationWindows, TrainingWindows, hidden_blocks, join
+from apps.timeseries.windows import Case, EvaluationWindows, TrainingWindows, join
 from core.errors import UserError
 
 LENGTHS = (30, 7, 55)
@@ -161,32 +161,3 @@ def test_wrong_options_are_named(panel: Panel) -> None:
         Panel.of([np.ones(3), np.array([1.0, np.inf])], names=["x", "y"])
     with pytest.raises(UserError, match="futr of series 1 has 2 steps"):
         Panel.of([np.ones(3), np.ones(3)], futr=[np.ones((3, 1)), np.ones((2, 1))])
-
-
-def test_hiding_is_off_by_chance_zero_and_leaves_a_value() -> None:
-    assert not hidden_blocks(50, 32, 8, chance=0.0, share=0.5, tail=16).any()
-    tails = hidden_blocks(4000, 32, 8, chance=1.0, share=0.0, tail=100)
-    assert not tails[:, 0].any(), "without a share only tails remain, and they leave the first step"
-    assert tails.any(1).float().mean() == pytest.approx(1 / 3, abs=0.03)
-    starts = tails.float().argmax(1)[tails.any(1)]
-    assert set(starts.tolist()) == set(range(1, 32))
-    assert tails.long().diff(dim=1).min() >= 0, "a tail has no end"
-
-
-def test_hidden_shares_and_lengths_are_what_was_asked_for() -> None:
-    hidden = hidden_blocks(6000, 512, 16, chance=0.5, share=0.4, tail=64)
-    hit = hidden.any(1)
-    assert hit.float().mean() == pytest.approx(0.5, abs=0.03)
-    # a third each: blocks of steps, of patches (both 1 - exp(-rate), rate uniform up to 0.4), tails of 32 on average
-    rate = torch.linspace(0, 0.4, 1000)
-    expected = 0.5 * (2 * float((1 - torch.exp(-rate)).mean()) + 32.5 / 512) / 3
-    assert hidden.float().mean() == pytest.approx(expected, rel=0.1)
-
-
-def test_whole_patches_and_half_filled_ones_both_occur() -> None:
-    hidden = hidden_blocks(300, 64, 8, chance=1.0, share=0.3, tail=1)
-    whole = hidden.view(300, 8, 8).long().sum(-1)
-    assert ((whole == 0) | (whole == 8)).all(1).any()
-    assert ((whole > 0) & (whole < 8)).any()
-    first = (hidden.view(300, 8, 8)[..., 1:] & ~hidden.view(300, 8, 8)[..., :-1]).any()
-    assert first, "blocks begin inside patches too"
