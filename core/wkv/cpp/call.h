@@ -129,10 +129,12 @@ inline void write_row(const Wkv7Tensor& x, const Walk& walk, int64_t token, int6
 }
 
 // Rows of one head lie far apart, where the hardware does not look ahead.
+constexpr int kToRead = 0, kToWrite = 1;
+template <int kPurpose = kToRead>
 inline void prefetch(const Wkv7Tensor& x, const Walk& walk, int64_t token, int64_t dim) {
   const int64_t size = x.type == kBfloat16 ? 2 : 4;
   const char* p = static_cast<const char*>(x.data) + (walk.batch * x.batch + token * x.step + walk.head * x.head) * size;
-  for (int64_t i = 0; i < dim * size; i += 64) __builtin_prefetch(p + i);
+  for (int64_t i = 0; i < dim * size; i += 64) __builtin_prefetch(p + i, kPurpose);
   asm volatile("");  // GCC drops calls of a function that does nothing but prefetch
 }
 

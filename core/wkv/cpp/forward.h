@@ -98,10 +98,14 @@ class HeadState {
       }
   }
 
-  // A piece's steps. Slices go two by two: the one's sums are complete while the other's are being made.
-  void run(const Piece& x, int64_t count, int64_t kp, int64_t vp, float* saved, int64_t saved_row) {
+  // A piece's steps. Slices go two by two: the one's sums are complete while the other's are being made. `meanwhile`(i),
+  // for things to be fetched, is called before step i on the first pair.
+  template <class Meanwhile>
+  void run(const Piece& x, int64_t count, int64_t kp, int64_t vp, float* saved, int64_t saved_row,
+           Meanwhile meanwhile) {
     for (int64_t s = 0; s < slices_; s += 2)
-      for (int64_t i = 0; i < count; i++)
+      for (int64_t i = 0; i < count; i++) {
+        if (s == 0) meanwhile(i);
         for (int64_t n = s; n < std::min(s + 2, slices_); n++) {
           const int64_t first = n * kSliceWidth, key = i * kp, value = i * vp + first;
           float* u = removed + first;
@@ -109,6 +113,7 @@ class HeadState {
           const auto walk = first + kSliceWidth <= vp ? step<kSlice> : step<1>;
           walk(slice(n), dim_k_, x.r + key, x.next_a + key, x.k + key, x.b + key, x.v + value, u, x.y + value);
         }
+      }
   }
 
  private:
@@ -157,9 +162,8 @@ class ForwardWalk {
   }
   void clear() { state_.clear(); }
 
-  // Step t's rows, scaled, as row i of the piece; those of the next piece are on their way.
+  // Step t's rows, scaled, as row i of the piece.
   void gather(int64_t t, int64_t i) {
-    prefetch_step(call_, walk_, t + kPiece);
     const int64_t token = walk_.token(t), following = walk_.token(std::min(t + 1, call_.steps - 1));
     const float* log_w = row_of(call_.log_w, walk_, token, K_, rows_);
     const float* r = row_of(call_.r, walk_, token, K_, rows_ + kp_);
@@ -180,7 +184,12 @@ class ForwardWalk {
   }
   void run(int64_t start, int64_t count) {
     float* saved = call_.removed ? call_.removed + (walk_.number * call_.steps + start) * call_.state_v : nullptr;
-    state_.run(x_, count, kp_, vp_, saved, call_.state_v);
+    // The next piece's rows, and those that this one's outputs go to, are fetched a step at a time: a core waits as soon
+    // as more than a few lines are on their way.
+    state_.run(x_, count, kp_, vp_, saved, call_.state_v, [&](int64_t i) {
+      prefetch_step(call_, walk_, start + kPiece + i);
+      prefetch<kToWrite>(call_.y, walk_, walk_.token(start + i), V_);
+    });
   }
   void write(int64_t t, int64_t i) const {
     write_row(call_.y, walk_, walk_.token(t), V_, x_.y + i * vp_, walk_.share, false);  // soon to be read
@@ -211,7 +220,7 @@ class ForwardWalk {
   float *rows_, *row_v_;
 };
 
-// Heads next to each other, piece by piece: a step's rows of all of them lie together in memory, and are met in order.
+// Heads next to each other, piece by piece: their rows lie together in memory.
 inline void forward_heads(const Wkv7Call& call, int64_t batch, int64_t first, int64_t last, int64_t order,
                           Scratch& scratch) {
   scratch.clear();
@@ -228,11 +237,11 @@ inline void forward_heads(const Wkv7Call& call, int64_t batch, int64_t first, in
     }
     end = t + 1;
     while (end < call.steps && end % kPiece && !way.fresh(end)) end++;
-    for (int64_t i = 0; i < end - t; i++)
-      for (ForwardWalk& head : heads) head.gather(t + i, i);
-    for (ForwardWalk& head : heads) head.run(t, end - t);
-    for (int64_t i = 0; i < end - t; i++)
-      for (const ForwardWalk& head : heads) head.write(t + i, i);
+    for (ForwardWalk& head : heads) {
+      for (int64_t i = 0; i < end - t; i++) head.gather(t + i, i);
+      head.run(t, end - t);
+      for (int64_t i = 0; i < end - t; i++) head.write(t + i, i);
+    }
   }
   for (ForwardWalk& head : heads) head.finish();
 }
