@@ -203,7 +203,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("python -m benchmarks.forecast_cost", description="What following a series costs.")
     contexts = [512, 1024, 4096, 16384, 65536]
     p.add_argument("--contexts", type=_numbers, default=contexts, help="steps of history, multiples of 16")
-    p.add_argument("--streams", type=_numbers, default=[1, 16], help="streams that are carried on together")
+    p.add_argument("--streams", type=_numbers, default=[1, 16, 64], help="streams that are carried on together")
     p.add_argument("--batches", type=_numbers, default=[1, 16, 256], help="series read together, for the throughput")
     p.add_argument("--horizons", type=_numbers, default=[32, 128], help="for the throughput")
     p.add_argument("--context", type=int, default=2048, help="steps of history, for the throughput")

@@ -58,12 +58,11 @@ class EvaluationSet:
         if count is None or count >= len(self):
             return self
         chosen = np.linspace(0, len(self) - 1, count).round().astype(int)
-        return replace(
-            self,
-            histories=[self.histories[i] for i in chosen],
-            futures=self.futures[chosen],
-            source=f"{self.source}; {count} of {len(self)} series",
-        )
+        return replace(self.take(chosen), source=f"{self.source}; {count} of {len(self)} series")
+
+    def take(self, chosen: np.ndarray) -> EvaluationSet:
+        """The same with the series of these numbers."""
+        return replace(self, histories=[self.histories[i] for i in chosen], futures=self.futures[chosen])
 
 
 def data_folder() -> Path:

@@ -186,6 +186,23 @@ def bars(scores: dict[str, dict[str, Scores]]) -> Table:
     return table
 
 
+def largest_table(sets: Sequence[EvaluationSet], made: dict[str, dict[str, Made]]) -> Table:
+    """CRPS weighs series by their size: what it is without the one of the largest sum."""
+    table = Table(f"CRPS by {BASE}'s, with and without the largest series", ["set", "its share", "with", "without"])
+    for one in sets:
+        if len(one) < 2:
+            continue
+        sizes = np.abs(one.futures).sum(1)
+        largest = int(sizes.argmax())
+        rest = np.delete(np.arange(len(one)), largest)
+        whole, less = (
+            [score(of, made[model][one.name].forecast[rows]).crps for model in (OURS, BASE)]
+            for of, rows in ((one, slice(None)), (one.take(rest), rest))
+        )
+        table.add(one.name, f"{100 * sizes[largest] / sizes.sum():.1f} %", whole[0] / whole[1], less[0] / less[1])
+    return table
+
+
 def set_table(sets: Sequence[EvaluationSet], made: dict[str, dict[str, Made]]) -> Table:
     """What was forecast, and how long it took each model."""
     table = Table("Sets, and seconds for all forecasts", ["set", "what", "series", "h", "season", *made])
@@ -215,6 +232,7 @@ def make_report(
         error_table("MASE of the median", "mase", scores),
         error_table("CRPS (weighted quantile loss, levels 0.1 to 0.9)", "crps", scores),
         coverage_table(scores),
+        *([largest_table(sets, made)] if OURS in made else []),
         set_table(sets, made),
     ]
     report.notes += notes

@@ -191,6 +191,21 @@ def test_tables_add_up(small: EvaluationSet) -> None:
     assert "- A note." in text
 
 
+def test_what_the_largest_series_weighs(small: EvaluationSet) -> None:
+    """A forecast that is the base's but for the largest series is level with it elsewhere."""
+    sizes = np.abs(small.futures).sum(1)
+    largest = int(sizes.argmax())
+    base = spread(naive(small))
+    worse = base.copy()
+    worse[largest] += sizes[largest]
+    made = {OURS: {"small": Made(worse, 1.0)}, BASE: {"small": Made(base, 1.0)}}
+    ((name, share, whole, less),) = forecast_zero_shot.largest_table([small], made).rows
+    assert (name, share) == ("small", f"{100 * sizes[largest] / sizes.sum():.1f} %")
+    assert less == pytest.approx(1.0)
+    assert isinstance(whole, float)
+    assert whole > 1.1
+
+
 def test_our_model_forecasts_through_the_estimator(small: EvaluationSet, tmp_path: Path) -> None:
     """Frames in, quantiles out: the same as by the model's own streams."""
     import torch
