@@ -128,6 +128,8 @@ def _run_rows(task: ForecastTask, data: DataModule) -> list[tuple[str, str]]:
     sizes = facts["sizes"]
     optim = {key: value for key, value in options["optim"].items() if value is not None}
     hidden = f"of {100 * options['hide_rows']:g} % of the series, up to {100 * options['hide_share']:g} %"
+    if task.hide_ends:
+        hidden += f"; less than a patch at the end of {100 * task.hide_ends:g} %"
     rows = [
         ("data", f"{facts['dataset']}: {sizes['train']:,} windows to train on, {sizes['val']:,} and {sizes['test']:,} "
                  "forecasts to validate and to test"),
