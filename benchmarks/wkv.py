@@ -264,7 +264,9 @@ def _names(text: str) -> list[str]:
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("python -m benchmarks.wkv", description="WKV-7 backends against the step loop.")
-    p.add_argument("--backend", type=_names, default=["chunked"], help="Greylag backends, comma-separated")
+    p.add_argument(
+        "--backend", type=_names, default=None, help="comma-separated; default: native and chunked, as they run"
+    )
     p.add_argument("--peers", type=_names, default=None, help=f"of {', '.join(PEERS)}; default: those installed")
     p.add_argument("--shapes", type=Shape.parse, nargs="+", default=[Shape.parse(DEFAULT_SHAPE)], metavar="BxTxHxKxV")
     p.add_argument("--short", action=argparse.BooleanOptionalAction, default=True, help=f"also T = {SHORT}")
@@ -292,6 +294,9 @@ def main(arguments: list[str] | None = None) -> int:
         p.error(f"--turns must be at least 1, got {options.turns}")
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.backend is None:
+        native = options.device == "cpu" and not available_backends()["native"]
+        options.backend = ["native", "chunked"] if native else ["chunked"]
     try:
         runs = contestants(peers, options.backend)
     except ValueError as error:

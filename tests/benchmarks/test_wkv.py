@@ -29,6 +29,15 @@ def test_it_prints_a_table_and_writes_on_request(capsys, tmp_path):
     assert (tmp_path / "w.md").exists()
 
 
+@pytest.mark.parametrize("reason", [None, "no compiler"])
+def test_the_cpu_kernel_is_measured_where_it_runs(monkeypatch, capsys, reason):
+    there = {**benchmark.available_backends(), "native": reason}
+    monkeypatch.setattr(benchmark, "available_backends", lambda: there)
+    assert benchmark.main([*TINY, *LOOPS]) == 0
+    rows = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("| greylag")]
+    assert set(rows) == {"greylag chunked"} | ({"greylag native"} if reason is None else set())
+
+
 def test_it_writes_nothing_unasked(monkeypatch, tmp_path):
     monkeypatch.setattr("benchmarks.report.DOCS", tmp_path)
     assert benchmark.main([*TINY, *LOOPS]) == 0

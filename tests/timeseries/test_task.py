@@ -129,6 +129,29 @@ def test_readers_of_windows_have_no_part_filled_patches(data: FakeSeries, model:
     assert task(data, model).hide_ends == ends
 
 
+def test_training_series_lose_less_than_a_patch_at_their_end(data: FakeSeries, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = task(data, hide_rows=0.0)
+    seen: list[Tensor] = []
+    forward = made.model.forward
+
+    def watch(series: Series) -> Output:
+        seen.append(series.observed)
+        return forward(series)
+
+    monkeypatch.setattr(made.model, "forward", watch)
+    monkeypatch.setattr(made, "log", lambda *args, **kwargs: None)
+    torch.manual_seed(0)
+    batch = batch_of(data)
+    made.training_step(batch, 0)
+    before, patch = batch.first(64).observed, made.forecaster.patch_len
+    lost = before & ~seen[0]
+    places = torch.arange(64)
+    ends = (before * (places + 1)).amax(1, keepdim=True)
+    assert lost.any(1).any()
+    assert not (lost & (places < ends - patch + 1)).any()
+    assert not (seen[0] & ~before).any()
+
+
 def test_inputs_are_hidden_while_training_alone(data: FakeSeries, monkeypatch: pytest.MonkeyPatch) -> None:
     made = task(data, hide_rows=1.0, hide_share=1.0)
     seen: list[Tensor] = []
