@@ -176,6 +176,17 @@ def test_beyond_it_they_refuse_in_a_sentence(make, dtype, level):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("level", "steep"), [(-4.9, slice(32, 48)), (-9.0, slice(40, 48)), (-9.0, slice(44, 52))])
+@pytest.mark.parametrize("reset", [None, 41])
+def test_the_native_kernel_goes_from_gentle_steps_to_steep_ones(make, agrees, level, steep, reset):
+    """Its scaled coordinates lie up to 20 deep already when the steep steps come, of one key."""
+    case = make(2, 96, 2, 32, 32)
+    case = _with_decay(case, spoil(case.inputs["log_w"].clamp(max=-0.3), level, 1, steep, 0, 5))
+    if reset is not None:
+        case = case.change(reset=spoil(torch.zeros(2, 96, dtype=torch.bool), True, 1, reset))
+    agrees(case.run(functools.partial(wkv7, backend="native")), case.truth, 2e-6, 1e-4)
+
+
 @pytest.mark.parametrize("level", [-5.1, -30.0, float("-inf")])
 def test_the_native_kernel_refuses_too(make, level):
     case = make(1, 40, 2, 8, 8)

@@ -1,5 +1,5 @@
-// Forward: the recurrence itself, in coordinates scaled to the start of a block of 16 steps. With G the sum of log_w
-// since then and S~ = S e^-G (per key), the decay disappears from the inner loop:
+// Forward: the recurrence itself, in scaled coordinates that begin anew every few blocks of 16 steps. With G the sum of
+// log_w since then and S~ = S e^-G (per key), the decay disappears from the inner loop:
 //     S~ += u b~' + v k~',   y = S~ r~,   next u = S~ a~',    b~ = b e^-G, k~ = k e^-G, r~ = r e^G, a~ = a e^E
 // Four fused multiply-adds per state element and step, the state in L1, no horizontal sums.
 #pragma once
@@ -8,7 +8,8 @@
 
 #include "call.h"
 
-constexpr int kPiece = 8;  // steps whose scaled inputs are gathered at once
+constexpr int kPiece = 8;        // steps whose scaled inputs are gathered at once
+constexpr float kDeep = -20.0f;  // of G at a block's start: coordinates begin anew, so that it stays exact to 10^-6
 constexpr int kSlice = 2;  // vectors of values that are walked over together: a slice of the state, key by key
 constexpr int64_t kSliceWidth = kSlice * kLanes;
 
@@ -76,10 +77,10 @@ class HeadState {
     for (int64_t s = 0; s < slices_; s++)
       transpose(slice(s), kSliceWidth, dim_k_, width(s), out + s * kSliceWidth * dim_k_, dim_k_);
   }
-  void save(float* out, int64_t row, bool large) const {  // (K, V)
+  void save(float* out, int64_t row, const float* factor, bool large) const {  // (K, V), scaled by key
     for (int64_t j = 0; j < dim_k_; j++)
       for (int64_t s = 0; s < slices_; s++)
-        copy_row(out + j * row + s * kSliceWidth, slice(s) + j * kSliceWidth, width(s), 1.0f, large);
+        copy_row(out + j * row + s * kSliceWidth, slice(s) + j * kSliceWidth, width(s), factor[j], large);
   }
   void scale(const float* factor) {  // by key
     for (int64_t s = 0; s < slices_; s++)
@@ -98,14 +99,15 @@ class HeadState {
       }
   }
 
-  // A piece's steps. Slices go two by two: the one's sums are complete while the other's are being made. `meanwhile`(i),
-  // for things to be fetched, is called before step i on the first pair.
+  // A piece's steps. Slices go two by two: the one's sums are complete while the other's are being made. `meanwhile`(i,
+  // first, last), for things to be fetched, is called before step i on the first pair and on the last one.
   template <class Meanwhile>
   void run(const Piece& x, int64_t count, int64_t kp, int64_t vp, float* saved, int64_t saved_row,
            Meanwhile meanwhile) {
     for (int64_t s = 0; s < slices_; s += 2)
       for (int64_t i = 0; i < count; i++) {
-        if (s == 0) meanwhile(i);
+        const bool first = s == 0, last = s + 2 >= slices_;
+        if (first || last) meanwhile(i, first, last);
         for (int64_t n = s; n < std::min(s + 2, slices_); n++) {
           const int64_t first = n * kSliceWidth, key = i * kp, value = i * vp + first;
           float* u = removed + first;
@@ -127,12 +129,22 @@ class HeadState {
   float* removed;
 };
 
+// A step's input rows, or half of them.
+enum Half { kFirstHalf = 1, kSecondHalf = 2, kBothHalves = 3 };
+template <int kHalf = kBothHalves>
 inline void prefetch_step(const Wkv7Call& call, const Walk& walk, int64_t step) {
   if (step < 0 || step >= call.steps) return;
   const int64_t token = walk.token(step);
-  for (const Wkv7Tensor* x : {&call.r, &call.log_w, &call.k, &call.a, &call.b})
-    prefetch(*x, walk, token, call.dim_k);
-  prefetch(call.v, walk, token, call.dim_v);
+  if (kHalf & kFirstHalf) {
+    prefetch(call.r, walk, token, call.dim_k);
+    prefetch(call.log_w, walk, token, call.dim_k);
+    prefetch(call.k, walk, token, call.dim_k);
+  }
+  if (kHalf & kSecondHalf) {
+    prefetch(call.a, walk, token, call.dim_k);
+    prefetch(call.b, walk, token, call.dim_k);
+    prefetch(call.v, walk, token, call.dim_v);
+  }
 }
 
 class ForwardWalk {
@@ -140,7 +152,8 @@ class ForwardWalk {
   ForwardWalk(const Wkv7Call& call, const Walk& walk, Scratch& scratch)
       : call_(call), walk_(walk), K_(call.dim_k), V_(call.dim_v), kp_(padded(K_)), vp_(padded(V_)),
         size_(call.state_v * K_), state_(scratch, K_, V_), x_(scratch, kp_, vp_), total_(scratch.take(1, kp_)),
-        up_(scratch.take(1, kp_)), rows_(scratch.take(5, kp_)), row_v_(scratch.take(1, vp_)) {
+        up_(scratch.take(1, kp_)), before_(scratch.take(1, kp_)), up_before_(scratch.take(1, kp_)),
+        begin_(scratch.take(1, kp_)), rows_(scratch.take(5, kp_)), row_v_(scratch.take(1, vp_)) {
     restart();
     if (!call.state) return;
     state_.read(call.state + walk.batch * call.state_batch + walk.local * size_);
@@ -148,22 +161,57 @@ class ForwardWalk {
   }
   static int64_t floats(const Wkv7Call& call) {
     const int64_t kp = padded(call.dim_k), vp = padded(call.dim_v);
-    return HeadState::floats(call.dim_k, call.dim_v) + Piece::floats(kp, vp) + 7 * kp + vp + 4 * 16;
+    return HeadState::floats(call.dim_k, call.dim_v) + Piece::floats(kp, vp) + 10 * kp + vp + 7 * 16;
   }
 
-  // Scaled coordinates begin anew; what the coming step removes is the same in all.
-  void rescale() {
-    close();
-    restart();
+  // Before a block, or a reset inside one.
+  void enter(bool fresh) {
+    check();
+    if (fresh || least([&](int64_t j) { return load(total_ + j); }) < kDeep) rescale();
+    if (fresh) state_.clear();
+    for (int64_t j = 0; j < kp_; j += kLanes) store(begin_ + j, load(total_ + j));
   }
   void save(int64_t block) const {
-    state_.save(call_.block_states + (walk_.number * blocks_of(call_) + block) * size_, call_.state_v,
+    state_.save(call_.block_states + (walk_.number * blocks_of(call_) + block) * size_, call_.state_v, up_,
                 walk_.large);
   }
-  void clear() { state_.clear(); }
 
+  // The rows of `count` steps, scaled: the piece. Should they leave what float32 holds, coordinates begin with it.
+  void gather(int64_t start, int64_t count) {
+    for (int64_t j = 0; j < kp_; j += kLanes) store(before_ + j, load(total_ + j)), store(up_before_ + j, load(up_ + j));
+    for (bool again = true;; again = false) {
+      for (int64_t i = 0; i < count; i++) gather_step(start + i, i);
+      if (!again || least([&](int64_t j) { return load(total_ + j); }) >= kFloor) return;
+      for (int64_t j = 0; j < kp_; j += kLanes) {
+        store(begin_ + j, load(begin_ + j) - load(before_ + j));
+        store(up_ + j, load(up_before_ + j));
+      }
+      rescale();
+    }
+  }
+  void run(int64_t start, int64_t count) {
+    float* saved = call_.removed ? call_.removed + (walk_.number * call_.steps + start) * call_.state_v : nullptr;
+    // The next piece's rows, and those that this one's outputs go to, are fetched a few at a time: a core waits as soon
+    // as more than a few lines are on their way.
+    state_.run(x_, count, kp_, vp_, saved, call_.state_v, [&](int64_t i, bool first, bool last) {
+      const int64_t coming = start + kPiece + i;
+      if (first) prefetch<kToWrite>(call_.y, walk_, walk_.token(start + i), V_);
+      if (first) prefetch_step<kFirstHalf>(call_, walk_, coming);
+      if (last) prefetch_step<kSecondHalf>(call_, walk_, coming);
+    });
+  }
+  void write(int64_t t, int64_t i) const {
+    write_row(call_.y, walk_, walk_.token(t), V_, x_.y + i * vp_, walk_.share, false);  // soon to be read
+  }
+  void finish() {
+    check();
+    state_.scale(up_);
+    if (call_.final_state) state_.write(call_.final_state + walk_.number * size_);
+  }
+
+ private:
   // Step t's rows, scaled, as row i of the piece.
-  void gather(int64_t t, int64_t i) {
+  void gather_step(int64_t t, int64_t i) {
     const int64_t token = walk_.token(t), following = walk_.token(std::min(t + 1, call_.steps - 1));
     const float* log_w = row_of(call_.log_w, walk_, token, K_, rows_);
     const float* r = row_of(call_.r, walk_, token, K_, rows_ + kp_);
@@ -182,29 +230,27 @@ class ForwardWalk {
     const float* v = row_of(call_.v, walk_, token, V_, row_v_);
     for (int64_t j = 0; j < vp_; j += kLanes) store(x_.v + i * vp_ + j, load(v + j));
   }
-  void run(int64_t start, int64_t count) {
-    float* saved = call_.removed ? call_.removed + (walk_.number * call_.steps + start) * call_.state_v : nullptr;
-    // The next piece's rows, and those that this one's outputs go to, are fetched a step at a time: a core waits as soon
-    // as more than a few lines are on their way.
-    state_.run(x_, count, kp_, vp_, saved, call_.state_v, [&](int64_t i) {
-      prefetch_step(call_, walk_, start + kPiece + i);
-      prefetch<kToWrite>(call_.y, walk_, walk_.token(start + i), V_);
-    });
+  // Of all keys; 0 where all are above.
+  template <class Row>
+  float least(Row row) const {
+    Vec low{};
+    for (int64_t j = 0; j < kp_; j += kLanes) {
+      const Vec x = row(j);
+      low = x < low ? x : low;
+    }
+    float found = 0.0f;
+    for (int i = 0; i < kLanes; i++) found = std::min(found, low[i]);
+    return found;
   }
-  void write(int64_t t, int64_t i) const {
-    write_row(call_.y, walk_, walk_.token(t), V_, x_.y + i * vp_, walk_.share, false);  // soon to be read
+  // That the backward, whose coordinates begin with every block, can hold its decays.
+  void check() const {
+    const float sum = least([&](int64_t j) { return load(total_ + j) - load(begin_ + j); });
+    if (sum < kFloor) __atomic_store_n(call_.beyond, 1, __ATOMIC_RELAXED);
   }
-  void finish() {
-    close();
-    if (call_.final_state) state_.write(call_.final_state + walk_.number * size_);
-  }
-
- private:
-  // From scaled coordinates back to the state's own.
-  void close() {
+  // Scaled coordinates begin anew; what the coming step removes is the same in all.
+  void rescale() {
     state_.scale(up_);
-    for (int64_t j = 0; j < K_; j++)
-      if (total_[j] < kFloor) __atomic_store_n(call_.beyond, 1, __ATOMIC_RELAXED);
+    restart();
   }
   void restart() {
     std::memset(total_, 0, kp_ * 4);
@@ -216,7 +262,8 @@ class ForwardWalk {
   const int64_t K_, V_, kp_, vp_, size_;
   HeadState state_;
   Piece x_;
-  float *total_, *up_;  // G and e^G of the last step gathered
+  float *total_, *up_, *before_, *up_before_;  // G and e^G of the last step gathered, and of the last before the piece
+  float* begin_;                               // G at the block's start
   float *rows_, *row_v_;
 };
 
@@ -231,14 +278,13 @@ inline void forward_heads(const Wkv7Call& call, int64_t batch, int64_t first, in
   for (int64_t t = 0, end; t < call.steps; t = end) {
     const bool block = t % kBlock == 0, fresh = way.fresh(t);
     for (ForwardWalk& head : heads) {
-      if (block || fresh) head.rescale();
       if (block && call.block_states) head.save(t / kBlock);
-      if (fresh) head.clear();
+      if (block || fresh) head.enter(fresh);
     }
     end = t + 1;
     while (end < call.steps && end % kPiece && !way.fresh(end)) end++;
     for (ForwardWalk& head : heads) {
-      for (int64_t i = 0; i < end - t; i++) head.gather(t + i, i);
+      head.gather(t, end - t);
       head.run(t, end - t);
       for (int64_t i = 0; i < end - t; i++) head.write(t + i, i);
     }
