@@ -67,7 +67,7 @@ def read(model: Forecaster, given: Series, piece: int | None = None) -> Stream:
 def error(model: Forecaster, given: Series) -> float:
     """How far the forecast of a stream read in pieces lies from the last token's in one pass over the series."""
     whole = model(given)
-    wanted = whole.z[:, -1, PATCH:]
+    wanted = whole.last(given.values.shape[1], AHEAD)
     found = model.forecast(read(model, given, PIECE), AHEAD)
     found = model.normalise(found, whole.loc[:, -1, :, None], whole.scale[:, -1, :, None])
     return float((found - wanted).abs().max() / wanted.std())

@@ -74,6 +74,10 @@ def _slide(old: Tensor, new: Tensor, lengths: Tensor | None) -> Tensor:
 
 def take(x: Tensor, begin: Tensor, count: int) -> Tensor:
     """x[b, begin[b] : begin[b] + count]; the last row repeated where x ends. x (B, N, ...) -> (B, count, ...)."""
-    index = begin[:, None] + torch.arange(count, device=x.device)
+    return pick(x, begin[:, None] + torch.arange(count, device=x.device))
+
+
+def pick(x: Tensor, index: Tensor) -> Tensor:
+    """x[b, index[b]]; the last row where x ends. x (B, N, ...), index (B, n) -> (B, n, ...)."""
     index = index.clamp(max=x.shape[1] - 1)
     return x.gather(1, index.view(*index.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:]))

@@ -15,15 +15,22 @@ class Output(NamedTuple):
     """Predictions of every token, as training needs them."""
 
     z: Tensor
-    """(B, T, P + O, Q) normalised, rising along Q; slot j of token i is step i P + j."""
+    """(B, T, slots, Q) normalised, rising along Q; slot j is step ``base + j``."""
     loc: Tensor
     """(B, T, 1) float64."""
     scale: Tensor
     """(B, T, 1) float64."""
+    base: Tensor
+    """(B, T) int64, the step of slot 0: in a token's patch the first after all that it was shown, or the one behind."""
+
+    def last(self, step: int, h: int) -> Tensor:
+        """What the last token says of the steps from `step` on: (B, h, Q) normalised."""
+        at = step - self.base[:, -1:] + torch.arange(h, device=self.base.device)
+        return self.z[:, -1].gather(1, at[..., None].expand(-1, -1, self.z.shape[-1]))
 
 
 class Forecaster(nn.Module):
-    """Reads series patch by patch; at every patch predicts that patch and the `output_len` steps after it.
+    """Reads series patch by patch; at every patch predicts what follows, `output_len` steps beyond that patch.
 
     Attributes:
         patch_len: P, steps per token.

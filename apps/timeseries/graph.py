@@ -48,5 +48,5 @@ class Window(nn.Module):
         observed = ~values.isnan()
         periods = self.periods.expand(values.shape[0], -1)
         out = model(Series(values.double().nan_to_num(0.0), observed, start, periods))
-        z = out.z[:, -1, model.patch_len :]
+        z = out.last(values.shape[1], model.output_len)
         return model.denormalise(z, out.loc[:, -1, :, None], out.scale[:, -1, :, None]).to(values.dtype)

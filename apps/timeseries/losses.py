@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from apps.timeseries.forecaster import Forecaster, Output
 from apps.timeseries.metrics import pinball
@@ -17,7 +16,7 @@ _CONSTANT = 1e-5  # of the level: a history that varies less says nothing of its
 
 
 class ForecastLoss:
-    """Mean over all tokens and slots whose truth is known and not among what the token was shown.
+    """Mean over all tokens and slots whose truth is known.
 
     Tokens that have seen no two different values do not count: nothing can be normalised by their scale.
 
@@ -51,17 +50,16 @@ class ForecastLoss:
         Args:
             model: what predicted.
             out: what it predicted from the first N steps.
-            values, observed: (B, N + O), the truth; steps that are missing at the end count as not observed.
+            values, observed: (B, N + O), the truth; steps beyond it count as not observed.
             visible: (B, N) bool, what the model was shown.
         """
-        patch, slots = model.patch_len, model.patch_len + model.output_len
-        room = max(0, visible.shape[1] + model.output_len - values.shape[1])
-        target = F.pad(values, (0, room)).unfold(1, slots, patch)[:, : out.z.shape[1]]
-        counts = F.pad(observed, (0, room)).unfold(1, slots, patch)[:, : out.z.shape[1]].clone()
-        shown = visible.unflatten(1, (-1, patch))
-        counts[..., :patch] &= ~shown
+        steps = values.shape[1]
+        step = out.base[..., None] + torch.arange(out.z.shape[2], device=values.device)
+        at = step.clamp(max=steps - 1).flatten(1)
+        target, known = (x.gather(1, at).view(step.shape) for x in (values, observed))
+        shown = visible.unflatten(1, (-1, model.patch_len)).any(-1, keepdim=True).cummax(1).values
         varies = out.scale > _CONSTANT * out.loc.abs() + torch.finfo(torch.float32).tiny
-        counts &= varies & shown.any(-1, keepdim=True).cummax(1).values
+        counts = known & (step < steps) & varies & shown
         losses = self._losses(model, out, target)
         if self.space == "local":
             losses = losses * _weights(out, values, observed)[..., None]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from apps.timeseries import paths
-from apps.timeseries.buffers import push, take
+from apps.timeseries.buffers import pick, push, take
 from apps.timeseries.changes import drift_path, recent_changes
 from apps.timeseries.dlinear import DLinear
 from apps.timeseries.embedding import PatchEmbedding, Tokens, movement
@@ -40,7 +40,10 @@ _TOKENS_AT_A_TIME = 2048  # on a CPU: at width 128 an activation takes a MiB, ab
 
 
 class RimerModel(WindowForecaster):
-    """A causal backbone over patches; every patch predicts itself and the `output_len` steps after it.
+    """A causal backbone over patches; every patch predicts the steps after the last one it knows.
+
+    At least `output_len` of them lie beyond the patch. Counted from what is known, a step ahead means the same to the
+    readout in a full patch and in one that has just begun.
 
     Args:
         patch_len: P, steps per token.
@@ -105,6 +108,7 @@ class RimerModel(WindowForecaster):
         self.hidden_size = dim
         self.reach = max(paths.LAGS * max_period if num_periods else 0, (input_len or 0) if ridge else 0)
         self.kept_steps = self.reach + patch_len
+        self.slots = patch_len + output_len  # an empty patch's token has output_len left behind that patch
         shape: dict[str, Any] = {"dim": dim, "num_layers": num_layers, "head_dim": head_dim}
         self.hidden_dim = hidden_dim or matching_hidden_dim(**shape, mixer=mixer)
         self.embed = PatchEmbedding(
@@ -119,7 +123,7 @@ class RimerModel(WindowForecaster):
         along = self.ridge is not None and not self.halfway
         count = 1 + paths.count(num_periods) + along + (mix == "affine")
         self.readout = Readout(
-            dim, patch_len + output_len, count, quantiles, n_futr=n_futr, dropout=dropout,
+            dim, self.slots, count, quantiles, n_futr=n_futr, dropout=dropout,
             mix=mix, num_changes=1 + num_periods,
         )  # fmt: skip
         self.quantiles = self.readout.head.levels
@@ -160,14 +164,14 @@ class RimerModel(WindowForecaster):
         first = torch.where(seen.any(1), seen.long().argmax(1), NEVER)
         latest = torch.where(seen, torch.arange(steps, device=seen.device), -1).cummax(1).values
         end = latest[:, self.patch_len - 1 :: self.patch_len] + 1
-        base = torch.arange(0, steps, self.patch_len, device=seen.device).expand(batch, -1)
+        patch = torch.arange(0, steps, self.patch_len, device=seen.device).expand(batch, -1)
         if last:
-            end, base, stats = end[:, -1:], base[:, -1:], Running(*(part[:, -1:] for part in stats))
+            end, patch, stats = end[:, -1:], patch[:, -1:], Running(*(part[:, -1:] for part in stats))
+        base = torch.maximum(end, patch)
         futr = None
         if series.futr is not None:
-            slots = base[0, :, None] + torch.arange(self.patch_len + self.output_len, device=seen.device)
-            futr = series.futr[:, slots.clamp(max=series.futr.shape[1] - 1)]
-        low = torch.maximum(first[:, None], base + self.patch_len - self.reach)
+            futr = self._futr(series.futr, base, patch)
+        low = torch.maximum(first[:, None], patch + self.patch_len - self.reach)
         return self._read(x, History(filled, begin, low), end, base, series.periods, stats, futr)
 
     def _last_token(self, window: Series) -> Output:
@@ -265,19 +269,21 @@ class RimerModel(WindowForecaster):
         further = max(0, -(-(h - int((size + ahead - offset).min())) // ahead))
         hidden, stats = self._last_tokens(stream, begun, further, futr)
         jump = ahead * torch.arange(1 + further, device=begun.device)
-        base = (stream.seen - offset)[:, None] + jump
-        end = (stream.latest + 1)[:, None].expand(base.shape)
-        low = torch.maximum(stream.first, stream.seen - self.reach)[:, None].expand(base.shape)
+        patch = (stream.seen - offset)[:, None] + jump
+        end = (stream.latest + 1)[:, None].expand(patch.shape)
+        low = torch.maximum(stream.first, stream.seen - self.reach)[:, None].expand(patch.shape)
+        base = torch.maximum(end, patch)
         history = History(stream.values, stream.seen - stream.values.shape[1], low)
         known = None
         if futr is not None and stream.futr is not None:
             both = torch.cat((stream.futr[:, -size:], futr[:, :h]), dim=1)
-            known = torch.stack([take(both, size - offset + int(j), size + ahead) for j in jump], dim=1)
+            first = (stream.seen - size)[:, None]
+            known = self._futr(both, base - first, patch - first)
         out = self._read(hidden, history, end, base, stream.periods, stats, known)
         found = self.denormalise(out.z, out.loc[..., None], out.scale[..., None])
         step = offset[:, None] + torch.arange(h, device=begun.device)
         token = ((step - size) // ahead).clamp(min=0)
-        flat = token * (size + ahead) + step - token * ahead
+        flat = token * self.slots + step - (base - patch[:, :1]).gather(1, token)
         found = found.flatten(1, 2).gather(1, flat[..., None].expand(-1, -1, found.shape[-1]))
         return found.masked_fill((stream.latest < 0)[:, None, None], torch.nan)
 
@@ -352,7 +358,7 @@ class RimerModel(WindowForecaster):
         futr: Tensor | None,
     ) -> Output:
         """The predictions of tokens with features x (B, T, C), whose slot 0 is step `base` and who know up to `end`."""
-        slots = self.patch_len + self.output_len
+        slots = self.slots
         kept = periods.masked_fill(periods > self.max_period, 0)
         naive = naive_paths(history, end, base, slots, kept)
         linear = None if self.ridge is None else self.ridge(history, end, base, slots, naive.values[..., 0])
@@ -370,7 +376,16 @@ class RimerModel(WindowForecaster):
             middle = found[..., self.readout.head.middle, None]
             away = self.normalise(linear.values, loc[..., None], scale[..., None]) - middle
             found = found + 0.5 * away.where(linear.available[:, :, None], 0.0)
-        return Output(found, loc, scale)
+        return Output(found, loc, scale, base)
+
+    def _futr(self, futr: Tensor, base: Tensor, patch: Tensor) -> Tensor:
+        """Covariates known ahead (B, N, F) of every slot, (B, T, slots, F); base and patch as rows of them.
+
+        What lies further than `output_len` steps behind a token's patch stays out: a stream may not know it yet.
+        """
+        step = base[..., None] + torch.arange(self.slots, device=base.device)
+        step = torch.minimum(step, patch[..., None] + self.slots - 1)
+        return pick(futr, step.flatten(1)).unflatten(1, step.shape[1:])
 
     def _require(self, futr: Tensor | None, hist: Tensor | None, static: Tensor | None) -> None:
         for given, expected, name in (

@@ -38,7 +38,7 @@ class OneWindowForecaster(WindowForecaster):
         raise NotImplementedError
 
     def forward(self, series: Series) -> Output:
-        """Series of N steps, N a multiple of L -> for each window a copy of it (slots < L) and its forecast.
+        """Series of N steps, N a multiple of L -> each window's forecast.
 
         Raises:
             ValueError: N is no multiple of L.
@@ -55,6 +55,7 @@ class OneWindowForecaster(WindowForecaster):
             loc, scale = torch.zeros_like(loc), torch.ones_like(scale)
         z = self.normalise(filled, loc, scale)
         periods = series.periods.repeat_interleave(count, 0)
-        z = torch.cat((z, self.ahead(z, periods).to(z)), dim=1)
+        found = self.ahead(z, periods).to(z).view(batch, count, -1, 1)
         loc, scale = (part.view(batch, count, 1) for part in (loc, scale))
-        return Output(z.view(batch, count, -1, 1), loc, scale)
+        base = self.patch_len * torch.arange(1, count + 1, device=z.device)
+        return Output(found, loc, scale, base.expand(batch, -1))

@@ -56,7 +56,7 @@ class Readout(nn.Module):
             nn.init.zeros_(self.beyond.weight)
             nn.init.zeros_(self.beyond.bias)
         self.choice = nn.Linear(dim, paths)
-        self.choice_by_slot = nn.Parameter(torch.zeros(slots, paths))
+        self.choice_by_step = nn.Parameter(torch.zeros(slots, paths))
         nn.init.zeros_(self.choice.weight)
         nn.init.zeros_(self.choice.bias)
         self.ahead = nn.Linear(slots * (paths - 1 + n_futr), dim)
@@ -104,7 +104,7 @@ class Readout(nn.Module):
     def _weights(self, x: Tensor, available: Tensor) -> Tensor:
         """Of the level and the paths, (B, T, K, slots): slots last, where a CPU's softmax is ten times faster."""
         there = torch.cat((torch.ones_like(available[..., :1]), available), dim=-1)[..., None]
-        choice = self.choice(x)[..., None] + self.choice_by_slot.T
+        choice = self.choice(x)[..., None] + self.choice_by_step.T
         weight = choice.masked_fill(~there, -torch.inf).softmax(2)
         if self.beyond is None:
             return weight

@@ -219,7 +219,7 @@ class ForecastTask(Task):
         if horizon <= model.output_len and bool((batch.length == steps).all()):
             out = out or self(batch.history)
             assert out is not None
-            z = out.z[:, -1, model.patch_len : model.patch_len + horizon]
+            z = out.last(steps, horizon)
             return model.denormalise(z, out.loc[:, -1, :, None], out.scale[:, -1, :, None])
         series = self._with_periods(batch.history)
         past = None if series.futr is None else series.futr[:, :steps]

@@ -79,7 +79,7 @@ class WindowForecaster(Forecaster):
             known, stream.hist, stream.static,
         )  # fmt: skip
         out = self._last_token(window.seen_as(window.observed))
-        z = out.z[:, -1, self.patch_len :]
+        z = out.last(steps, self.output_len)
         return self.denormalise(z, out.loc[:, -1, :, None], out.scale[:, -1, :, None])
 
     def _last_token(self, window: Series) -> Output:

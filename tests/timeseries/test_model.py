@@ -99,7 +99,8 @@ def test_a_stream_forecasts_what_the_whole_series_does(kind: str) -> None:
     model = made(kind)
     series = batch(model)
     whole = model(series.first(WHOLE))
-    expected = model.denormalise(whole.z[:, -1, 8:], whole.loc[:, -1, :, None], whole.scale[:, -1, :, None])
+    z = whole.last(WHOLE, 16)
+    expected = model.denormalise(z, whole.loc[:, -1, :, None], whole.scale[:, -1, :, None])
     found = model.forecast(streamed(model, series, [WHOLE]), 16, ahead(series, WHOLE, 16))
     assert found[4].isnan().all()
     keep = [0, 1, 2, 3, 5]
@@ -117,6 +118,22 @@ def test_updates_in_any_pieces_equal_reading_at_once(kind: str, length: int) -> 
     close_states(pieces, once)
     h = 37  # beyond what one token predicts
     close(model.forecast(pieces, h, ahead(series, length, h)), model.forecast(once, h, ahead(series, length, h)))
+
+
+@pytest.mark.parametrize("kind", ["plain", "ridge", "halfway", "affine", "point"])
+@pytest.mark.parametrize("begun", range(1, 8))
+def test_a_step_ahead_is_the_same_to_the_readout_wherever_in_a_patch_a_series_ends(kind: str, begun: int) -> None:
+    model = made(kind)
+    for parameter in (*model.embed.parameters(), *model.backbone.parameters()):  # these do see where a patch begins
+        torch.nn.init.zeros_(parameter)
+    series = batch(model).first(40)
+    late = series._replace(
+        values=torch.nn.functional.pad(series.values, (begun, 0)), start=series.start - begun,
+        observed=torch.nn.functional.pad(series.observed, (begun, 0)),
+    )  # fmt: skip
+    h = 13  # what both say in one go
+    whole, part = streamed(model, series, [40]), streamed(model, late, [40 + begun])
+    close(model.forecast(part, h), model.forecast(whole, h))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -237,10 +254,10 @@ def test_halfway_is_the_mean_of_network_and_ridge_outside_training() -> None:
     window = series.values[row, WHOLE - 32 : WHOLE]
     linear = apply(ridge.weight, window)
     loc, scale = halfway.loc[row, -1], halfway.scale[row, -1]
-    wanted = (alone.z[row, -1, 8:, middle] + model.normalise(linear, loc, scale)) / 2
-    torch.testing.assert_close(halfway.z[row, -1, 8:, middle], wanted, atol=1e-5, rtol=1e-5)
-    spread = alone.z[row, -1, 8:].diff(dim=-1)
-    torch.testing.assert_close(halfway.z[row, -1, 8:].diff(dim=-1), spread, atol=1e-5, rtol=1e-5)
+    wanted = (alone.z[row, -1, :16, middle] + model.normalise(linear, loc, scale)) / 2
+    torch.testing.assert_close(halfway.z[row, -1, :16, middle], wanted, atol=1e-5, rtol=1e-5)
+    spread = alone.z[row, -1].diff(dim=-1)
+    torch.testing.assert_close(halfway.z[row, -1].diff(dim=-1), spread, atol=1e-5, rtol=1e-5)
     assert torch.equal(halfway.z[row, 2], alone.z[row, 2])  # 24 steps: too few for the ridge
 
 

@@ -136,7 +136,7 @@ def test_the_local_space_weighs_by_the_root_of_spread_by_step() -> None:
         series = Series(values[None], torch.ones(1, 48, dtype=torch.bool), start, periods)
         history = series.first(32)
         out = model(history)
-        last = out._replace(z=out.z[:, 3:], loc=out.loc[:, 3:], scale=out.scale[:, 3:])
+        last = out._replace(z=out.z[:, 3:], loc=out.loc[:, 3:], scale=out.scale[:, 3:], base=out.base[:, 3:] - 24)
         shown = history.observed[:, 24:]
         plain, local = (
             ForecastLoss("quantile", space)(model, last, values[None, 24:], series.observed[:, 24:], shown)
