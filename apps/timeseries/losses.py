@@ -26,16 +26,20 @@ class ForecastLoss:
             their spread (trends, walks) count more, as scaled errors have it: by the root of spread by mean step,
             8 at most; "data", errors in the data's own units, for sets that are
             scaled as a whole, such as ETT.
+        part_filled: how much more tokens count whose patch lacks its last steps. A window has one or two of them, but a
+            stream forecasts from such a patch patch_len - 1 times out of patch_len.
 
     Raises:
-        UserError: an unknown name.
+        UserError: an unknown name, a weight that is not above 0.
     """
 
-    def __init__(self, kind: str = "quantile", space: str = "normalised") -> None:
+    def __init__(self, kind: str = "quantile", space: str = "normalised", part_filled: float = 1.0) -> None:
         for name, value, known in (("loss", kind, LOSSES), ("loss_space", space, SPACES)):
             if value not in known:
                 raise UserError(f"task.{name} is '{value}'; expected one of {', '.join(known)}.")
-        self.kind, self.space = kind, space
+        if not part_filled > 0:
+            raise UserError(f"task.part_filled_weight is {part_filled}; a number above 0 was expected.")
+        self.kind, self.space, self.part_filled = kind, space, part_filled
 
     def check(self, model: Forecaster) -> None:
         """Raise UserError unless the loss is one of this model's kind."""
@@ -63,6 +67,9 @@ class ForecastLoss:
         losses = self._losses(model, out, target)
         if self.space == "local":
             losses = losses * _weights(out, values, observed)[..., None]
+        if self.part_filled != 1:
+            weight = torch.where(out.base % model.patch_len > 0, self.part_filled, 1.0)[..., None].expand_as(losses)
+            return (losses * weight).where(counts, 0.0).sum() / weight.where(counts, 0.0).sum().clamp_min(1)
         return losses.where(counts, 0.0).sum() / counts.sum().clamp_min(1)
 
     def _losses(self, model: Forecaster, out: Output, target: Tensor) -> Tensor:

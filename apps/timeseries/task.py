@@ -52,6 +52,7 @@ class ForecastTask(Task):
             learned; None: the horizon.
         hide_ends: share of the training series that lose less than a patch of their last steps, so that forecasts
             from part-filled patches are learned; of no effect on models that have none.
+        part_filled_weight: how much more those count in training, see :class:`apps.timeseries.losses.ForecastLoss`.
         pictures: how many forecasts TensorBoard and the report show; 0 for none.
     """
 
@@ -67,10 +68,11 @@ class ForecastTask(Task):
         hide_share: float = 0.4,
         hide_tail: int | None = None,
         hide_ends: float = 1.0,
+        part_filled_weight: float = 1.0,
         pictures: int = 6,
     ) -> None:
         super().__init__(model, optim, data)
-        self.loss = ForecastLoss(loss, loss_space)
+        self.loss = ForecastLoss(loss, loss_space, part_filled_weight)
         self.loss.check(self.forecaster)
         for name, value in (("hide_rows", hide_rows), ("hide_share", hide_share), ("hide_ends", hide_ends)):
             if not 0 <= value <= 1:

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -49,8 +50,11 @@ def cases_of(data: FakeSeries) -> Case:
     return join([data.test_set[i] for i in range(len(data.test_set))])
 
 
-@pytest.mark.parametrize(("kind", "space"), [("quantile", "normalised"), ("quantile", "data"), ("mse", "data")])
-def test_the_loss_is_a_plain_loop_over_what_counts(data: FakeSeries, kind: str, space: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "space", "heavier"),
+    [("quantile", "normalised", 1), ("quantile", "normalised", 4), ("quantile", "data", 0.5), ("mse", "data", 1)],
+)
+def test_the_loss_is_a_plain_loop_over_what_counts(data: FakeSeries, kind: str, space: str, heavier: float) -> None:
     model = build_model({**MODEL, **({} if kind == "quantile" else {"quantiles": []})})
     batch = batch_of(data)
     history = batch.first(64)
@@ -58,13 +62,14 @@ def test_the_loss_is_a_plain_loop_over_what_counts(data: FakeSeries, kind: str, 
     visible[3, :24] = False  # nothing to normalise by in the first three tokens
     out = model(history.seen_as(visible))
     out = out._replace(z=(out.z + torch.randn(*out.z.shape[:-1], 1)).detach())
-    losses = []
+    losses, weights = [], []
     for row in range(16):
         for token in range(8):
             shown = visible[row, : 8 * token + 8]
             if shown.sum() < 2:
                 continue
             loc, scale = out.loc[row, token], out.scale[row, token]
+            weight = 1 if visible[row, 8 * token + 7] or not visible[row, 8 * token : 8 * token + 8].any() else heavier
             for slot in range(24):
                 step = max(8 * token, int(shown.nonzero()[-1]) + 1) + slot
                 if step >= 80 or not batch.observed[row, step]:
@@ -74,12 +79,13 @@ def test_the_loss_is_a_plain_loop_over_what_counts(data: FakeSeries, kind: str, 
                     z = model.denormalise(z, loc, scale)
                 else:
                     y = model.normalise(y, loc, scale)
+                weights.append(weight)
                 if kind == "mse":
                     losses.append(float((z[0] - y) ** 2))
                 else:
                     losses.append(float(pinball(z, y.reshape(()), torch.tensor(model.quantiles, dtype=z.dtype)).mean()))
-    found = ForecastLoss(kind, space)(model, out, batch.values, batch.observed, visible)
-    assert float(found) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    found = ForecastLoss(kind, space, heavier)(model, out, batch.values, batch.observed, visible)
+    assert float(found) == pytest.approx(np.average(losses, weights=weights), rel=1e-5)
 
 
 def test_a_shorter_truth_is_not_judged_beyond_its_end(data: FakeSeries) -> None:
@@ -118,6 +124,8 @@ def test_options_that_make_no_sense(data: FakeSeries) -> None:
         task(data, hide_rows=2.0)
     with pytest.raises(UserError, match=r"task\.hide_ends is -1"):
         task(data, hide_ends=-1)
+    with pytest.raises(UserError, match=r"task\.part_filled_weight is 0"):
+        task(data, part_filled_weight=0)
     with pytest.raises(UserError, match=r"data\.context is 64, no multiple of the model's patch_len 24"):
         task(data, {"patch_len": 24, "output_len": 24})
     with pytest.raises(UserError, match=r"task\.point is 'mode'"):
