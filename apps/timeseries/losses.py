@@ -16,7 +16,7 @@ _CONSTANT = 1e-5  # of the level: a history that varies less says nothing of its
 
 
 class ForecastLoss:
-    """Mean over all tokens and slots whose truth is known.
+    """Mean over all tokens and slots whose truth is known and that some forecast reads.
 
     Tokens that have seen no two different values do not count: nothing can be normalised by their scale.
 
@@ -64,6 +64,9 @@ class ForecastLoss:
         shown = visible.unflatten(1, (-1, model.patch_len)).any(-1, keepdim=True).cummax(1).values
         varies = out.scale > _CONSTANT * out.loc.abs() + torch.finfo(torch.float32).tiny
         counts = known & (step < steps) & varies & shown
+        if not model.part_filled:  # no forecast of such a model reads the slots behind these
+            patch = torch.arange(out.z.shape[1], device=values.device) * model.patch_len
+            counts &= step < (patch + model.patch_len + model.output_len)[:, None]
         losses = self._losses(model, out, target)
         if self.space == "local":
             losses = losses * _weights(out, values, observed)[..., None]

@@ -51,11 +51,17 @@ def cases_of(data: FakeSeries) -> Case:
 
 
 @pytest.mark.parametrize(
-    ("kind", "space", "heavier"),
-    [("quantile", "normalised", 1), ("quantile", "normalised", 4), ("quantile", "data", 0.5), ("mse", "data", 1)],
-)
-def test_the_loss_is_a_plain_loop_over_what_counts(data: FakeSeries, kind: str, space: str, heavier: float) -> None:
-    model = build_model({**MODEL, **({} if kind == "quantile" else {"quantiles": []})})
+    ("kind", "space", "heavier", "norm"),
+    [
+        ("quantile", "normalised", 1, "causal"), ("quantile", "normalised", 4, "causal"),
+        ("quantile", "data", 0.5, "causal"), ("mse", "data", 1, "window"),
+    ],
+)  # fmt: skip
+def test_the_loss_is_a_plain_loop_over_what_counts(
+    data: FakeSeries, kind: str, space: str, heavier: float, norm: str
+) -> None:
+    options = {"norm": norm, "input_len": 64} if norm == "window" else {}
+    model = build_model({**MODEL, **options, **({} if kind == "quantile" else {"quantiles": []})})
     batch = batch_of(data)
     history = batch.first(64)
     visible = history.observed & (torch.rand(16, 64) < 0.8)
@@ -72,7 +78,8 @@ def test_the_loss_is_a_plain_loop_over_what_counts(data: FakeSeries, kind: str, 
             weight = 1 if visible[row, 8 * token + 7] or not visible[row, 8 * token : 8 * token + 8].any() else heavier
             for slot in range(24):
                 step = max(8 * token, int(shown.nonzero()[-1]) + 1) + slot
-                if step >= 80 or not batch.observed[row, step]:
+                wanted = 80 if norm == "causal" else min(80, 8 * token + 24)
+                if step >= wanted or not batch.observed[row, step]:
                     continue
                 y, z = batch.values[row, step], out.z[row, token, slot]
                 if space == "data":
