@@ -21,7 +21,7 @@ class Output(NamedTuple):
     scale: Tensor
     """(B, T, 1) float64."""
     base: Tensor
-    """(B, T) int64, the step of slot 0: in a token's patch the first after all that it was shown, or the one behind."""
+    """(B, T) int64, the step of slot 0; a slot that the token was shown is not judged."""
 
     def last(self, step: int, h: int) -> Tensor:
         """What the last token says of the steps from `step` on: (B, h, Q) normalised."""

@@ -16,7 +16,7 @@ _CONSTANT = 1e-5  # of the level: a history that varies less says nothing of its
 
 
 class ForecastLoss:
-    """Mean over all tokens and slots whose truth is known and that some forecast reads.
+    """Mean over all tokens and slots whose truth is known and not among what the token was shown.
 
     Tokens that have seen no two different values do not count: nothing can be normalised by their scale.
 
@@ -63,10 +63,9 @@ class ForecastLoss:
         target, known = (x.gather(1, at).view(step.shape) for x in (values, observed))
         shown = visible.unflatten(1, (-1, model.patch_len)).any(-1, keepdim=True).cummax(1).values
         varies = out.scale > _CONSTANT * out.loc.abs() + torch.finfo(torch.float32).tiny
-        counts = known & (step < steps) & varies & shown
-        if not model.part_filled:  # no forecast of such a model reads the slots behind these
-            patch = torch.arange(out.z.shape[1], device=values.device) * model.patch_len
-            counts &= step < (patch + model.patch_len + model.output_len)[:, None]
+        ends = model.patch_len * torch.arange(1, out.z.shape[1] + 1, device=values.device)
+        told = visible.gather(1, step.clamp(max=visible.shape[1] - 1).flatten(1)).view(step.shape)
+        counts = known & (step < steps) & varies & shown & ~(told & (step < ends[:, None]))
         losses = self._losses(model, out, target)
         if self.space == "local":
             losses = losses * _weights(out, values, observed)[..., None]

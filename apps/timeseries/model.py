@@ -43,7 +43,8 @@ class RimerModel(WindowForecaster):
     """A causal backbone over patches; every patch predicts the steps after the last one it knows.
 
     At least `output_len` of them lie beyond the patch. Counted from what is known, a step ahead means the same to the
-    readout in a full patch and in one that has just begun.
+    readout in a full patch and in one that has just begun. Readers of a window, whose patches end where the series
+    does, predict the patch itself as well: what was hidden of it is one more thing to learn from.
 
     Args:
         patch_len: P, steps per token.
@@ -167,7 +168,7 @@ class RimerModel(WindowForecaster):
         patch = torch.arange(0, steps, self.patch_len, device=seen.device).expand(batch, -1)
         if last:
             end, patch, stats = end[:, -1:], patch[:, -1:], Running(*(part[:, -1:] for part in stats))
-        base = torch.maximum(end, patch)
+        base = torch.maximum(end, patch) if self.part_filled else patch
         futr = None
         if series.futr is not None:
             futr = self._futr(series.futr, base, patch)

@@ -77,9 +77,10 @@ def test_the_loss_is_a_plain_loop_over_what_counts(
             loc, scale = out.loc[row, token], out.scale[row, token]
             weight = 1 if visible[row, 8 * token + 7] or not visible[row, 8 * token : 8 * token + 8].any() else heavier
             for slot in range(24):
-                step = max(8 * token, int(shown.nonzero()[-1]) + 1) + slot
-                wanted = 80 if norm == "causal" else min(80, 8 * token + 24)
-                if step >= wanted or not batch.observed[row, step]:
+                step = 8 * token + slot
+                if norm == "causal":
+                    step = max(8 * token, int(shown.nonzero()[-1]) + 1) + slot
+                if step >= 80 or not batch.observed[row, step] or (step < 8 * token + 8 and visible[row, step]):
                     continue
                 y, z = batch.values[row, step], out.z[row, token, slot]
                 if space == "data":
