@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -37,7 +39,7 @@ class ForecastLoss:
         for name, value, known in (("loss", kind, LOSSES), ("loss_space", space, SPACES)):
             if value not in known:
                 raise UserError(f"task.{name} is '{value}'; expected one of {', '.join(known)}.")
-        if not part_filled > 0:
+        if not 0 < part_filled < math.inf:
             raise UserError(f"task.part_filled_weight is {part_filled}; a number above 0 was expected.")
         self.kind, self.space, self.part_filled = kind, space, part_filled
 

@@ -145,8 +145,8 @@ def test_readers_of_windows_have_no_part_filled_patches(data: FakeSeries, model:
     assert task(data, model).hide_ends == ends
 
 
-def test_training_series_lose_less_than_a_patch_at_their_end(data: FakeSeries, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = task(data, hide_rows=0.0)
+def shown_to(made: ForecastTask, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What the model is shown from now on, a mask for each call."""
     seen: list[Tensor] = []
     forward = made.model.forward
 
@@ -156,6 +156,12 @@ def test_training_series_lose_less_than_a_patch_at_their_end(data: FakeSeries, m
 
     monkeypatch.setattr(made.model, "forward", watch)
     monkeypatch.setattr(made, "log", lambda *args, **kwargs: None)
+    return seen
+
+
+def test_training_series_lose_less_than_a_patch_at_their_end(data: FakeSeries, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = task(data, hide_rows=0.0)
+    seen = shown_to(made, monkeypatch)
     torch.manual_seed(0)
     batch = batch_of(data)
     made.training_step(batch, 0)
@@ -170,15 +176,7 @@ def test_training_series_lose_less_than_a_patch_at_their_end(data: FakeSeries, m
 
 def test_inputs_are_hidden_while_training_alone(data: FakeSeries, monkeypatch: pytest.MonkeyPatch) -> None:
     made = task(data, hide_rows=1.0, hide_share=1.0)
-    seen: list[Tensor] = []
-    forward = made.model.forward
-
-    def watch(series: Series) -> Output:
-        seen.append(series.observed)
-        return forward(series)
-
-    monkeypatch.setattr(made.model, "forward", watch)
-    monkeypatch.setattr(made, "log", lambda *args, **kwargs: None)
+    seen = shown_to(made, monkeypatch)
     batch = batch_of(data)
     made.training_step(batch, 0)
     assert int(seen[0].sum()) < int(batch.first(64).observed.sum())

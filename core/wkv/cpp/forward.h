@@ -178,7 +178,10 @@ class ForwardWalk {
 
   // The rows of `count` steps, scaled: the piece. Should they leave what float32 holds, coordinates begin with it.
   void gather(int64_t start, int64_t count) {
-    for (int64_t j = 0; j < kp_; j += kLanes) store(before_ + j, load(total_ + j)), store(up_before_ + j, load(up_ + j));
+    for (int64_t j = 0; j < kp_; j += kLanes) {
+      store(before_ + j, load(total_ + j));
+      store(up_before_ + j, load(up_ + j));
+    }
     for (bool again = true;; again = false) {
       for (int64_t i = 0; i < count; i++) gather_step(start + i, i);
       if (!again || least([&](int64_t j) { return load(total_ + j); }) >= kFloor) return;
@@ -263,7 +266,7 @@ class ForwardWalk {
   HeadState state_;
   Piece x_;
   float *total_, *up_, *before_, *up_before_;  // G and e^G of the last step gathered, and of the last before the piece
-  float* begin_;                               // G at the block's start
+  float* begin_;  // G at the block's start, in the coordinates of now
   float *rows_, *row_v_;
 };
 
